@@ -1,0 +1,105 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a multi-exit Vision Transformer."""
+
+from transformers import ViTConfig
+
+from .exit_policy_mevit import EXIT_POLICIES
+
+
+UNCERTAINTY_TARGETS = ("distance", "error")
+
+
+class MEViTConfig(ViTConfig):
+    r"""
+    Everything of [`ViTConfig`], and where the exits are and what they predict.
+
+    Args:
+        exit_layers (`list[int]`, *optional*):
+            1-based encoder layers with an exit, ascending; the last one must be the last encoder layer. Defaults to
+            the later half of the encoder: `[6, 7, 8, 9, 10, 11, 12]` of 12 layers.
+        share_uncertainty_predictor (`bool`, *optional*, defaults to `True`):
+            Whether all exits use one uncertainty predictor, as in the paper (equation 3), or one each.
+        uncertainty_target (`str`, *optional*, defaults to `"distance"`):
+            What the predictor learns (equation 4): `"distance"`, tanh of the L1 distance between softmax and one-hot
+            label, or `"error"`, 1 where the exit's arg-max is wrong and 0 elsewhere.
+        exit_policy (`str`, *optional*, defaults to `"uncertainty"`):
+            Which score of an exit says how sure it is: `"uncertainty"`, `"confidence"`, `"entropy"` or `"margin"`.
+            Low means sure, for all of them.
+        kwargs:
+            The arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
+
+    Raises:
+        ValueError: where an argument, or the fit of two of them, allows no model; the message names it.
+
+    Example:
+
+    ```python
+    >>> from modeling_mevit import MEViTConfig, MEViTForImageClassification
+
+    >>> config = MEViTConfig(num_labels=196, image_size=448)
+    >>> config.exit_layers
+    [6, 7, 8, 9, 10, 11, 12]
+    >>> model = MEViTForImageClassification(config)
+    ```
+    """
+
+    model_type = "mevit"
+
+    def __init__(
+        self,
+        exit_layers: list[int] | None = None,
+        share_uncertainty_predictor: bool = True,
+        uncertainty_target: str = "distance",
+        exit_policy: str = "uncertainty",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        depth = self.num_hidden_layers
+        if exit_layers is None:
+            exit_layers = list(range(max(depth // 2, 1), depth + 1))
+        self.exit_layers = list(exit_layers)
+        self.share_uncertainty_predictor = share_uncertainty_predictor
+        self.uncertainty_target = uncertainty_target
+        self.exit_policy = exit_policy
+
+        _check_exit_layers(self.exit_layers, depth)
+        _check_choice("uncertainty_target", uncertainty_target, UNCERTAINTY_TARGETS)
+        _check_choice("exit_policy", exit_policy, EXIT_POLICIES)
+        _check_grid(self.image_size, self.patch_size)
+
+        # A model class remembers one Auto class only: saving writes its entry, and the code, beside this one.
+        self.auto_map = {
+            **(getattr(self, "auto_map", None) or {}),
+            "AutoModel": "modeling_mevit.MEViTForImageClassification",
+        }
+
+
+def _check_exit_layers(exit_layers: list[int], depth: int) -> None:
+    allowed = f"allowed are ascending layer numbers from 1 to {depth}, each once, with {depth} as the last"
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in exit_layers):
+        raise ValueError(f"exit_layers={exit_layers} holds something that is no integer; {allowed}.")
+    if any(layer < 1 or layer > depth for layer in exit_layers):
+        raise ValueError(f"exit_layers={exit_layers} is out of range for {depth} encoder layers; {allowed}.")
+    if exit_layers != sorted(set(exit_layers)):
+        raise ValueError(f"exit_layers={exit_layers} is unsorted or names a layer twice; {allowed}.")
+    if not exit_layers or exit_layers[-1] != depth:
+        raise ValueError(f"exit_layers={exit_layers} lacks the last encoder layer; {allowed}.")
+
+
+def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+    if given not in allowed:
+        raise ValueError(f"{name}={given!r} is unknown; allowed are {', '.join(map(repr, allowed))}.")
+
+
+def _check_grid(image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    patches = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
+    if any(side <= 0 or side % patch for side, patch in zip(sides, patches, strict=True)):
+        raise ValueError(
+            f"image_size={image_size} cannot be cut into patches of patch_size={patch_size} pixels; "
+            f"allowed are positive multiples of it."
+        )
+
+
+__all__ = ["MEViTConfig"]

@@ -1,0 +1,153 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The model card of a trained checkpoint: data, recipe, results of every exit, and how to load it."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+
+_TEXT = """---
+{metadata}
+---
+
+# {model_name}
+
+A multi-exit Vision Transformer (MEViT): one ViT with a classifier and an uncertainty predictor after encoder layers
+{exit_layers}, fine-tuned on {dataset} ({num_labels} classes). A model cut at an exit is a prefix of the full one, with
+the same weights.
+
+## Results
+
+{results}
+
+Cost is the number of multiply-accumulates of the layers that run, heads included, relative to the plain ViT of the same
+size and resolution. Accuracy is the share of pictures that get the right class; pictures go through the image processor
+that is saved here.
+
+## How to load it
+
+With the package `mevit` installed:
+
+```python
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+import modeling_mevit
+
+model = AutoModelForImageClassification.from_pretrained("{model_name}")
+image_processor = AutoImageProcessor.from_pretrained("{model_name}")
+small = model.truncate({first_exit})  # the model cut at its earliest exit
+
+classify = pipeline("image-classification", model=model, image_processor=image_processor)
+classify("picture.jpg")
+```
+
+Without it, Transformers runs the code that lies beside the weights (read it first):
+
+```python
+model = AutoModelForImageClassification.from_pretrained("{model_name}", trust_remote_code=True)
+```
+
+`model(pixel_values)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and `exit_scores` (B, E) of all.
+
+## Training
+
+{data}
+
+{recipe}
+
+![Training loss and validation accuracy]({curve})
+
+## Limits
+
+The model knows its {num_labels} classes only and gives one of them to any picture. Its accuracy was measured on photos
+from the same source as the training photos; expect less on others.
+"""
+
+
+def model_card(
+    *,
+    model_name: str,
+    dataset: str,
+    dataset_on_hub: bool,
+    base_model: str | None,
+    base_model_on_hub: bool,
+    num_labels: int,
+    metrics: dict[str, Any],
+    recipe: dict[str, Any],
+    curve: str,
+) -> ModelCard:
+    """Writes the card of a checkpoint.
+
+    Args:
+        model_name: name of the model, or its Hub id, as one loads it.
+        dataset, base_model: names to show; the metadata links those that are on the Hub.
+        num_labels: number of classes.
+        metrics: what `training/train.py` writes to `metrics.json`.
+        recipe: setting → value, shown as a table.
+        curve: file name of the training curve's picture beside the card.
+    """
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=dataset if dataset_on_hub else dataset.lower().replace(" ", "-"),
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"Accuracy of exit {row['exit']}",
+            metric_value=round(row["test_accuracy"], 4),
+        )
+        for row in metrics["exits"]
+    ]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification",
+        tags=["mevit", "vision", "fine-grained", "early-exit"],
+        datasets=[dataset] if dataset_on_hub else None,
+        base_model=base_model if base_model_on_hub else None,
+        metrics=["accuracy"],
+        model_name=model_name,
+        eval_results=results,
+    )
+    layers = [row["exit"] for row in metrics["exits"]]
+    text = _TEXT.format(
+        metadata=data.to_yaml().strip(),
+        model_name=model_name,
+        exit_layers=", ".join(map(str, layers)),
+        first_exit=layers[0],
+        dataset=dataset,
+        num_labels=num_labels,
+        results=results_table(metrics["exits"]),
+        data=_data_sentence(dataset, metrics["num_samples"], base_model),
+        recipe=_table(("setting", "value"), recipe.items()),
+        curve=curve,
+    )
+    return ModelCard(text)
+
+
+def results_table(exits: list[dict[str, Any]]) -> str:
+    """Markdown table: exit · validation accuracy · test accuracy · cost relative to the plain ViT · parameters."""
+    return _table(
+        ("exit", "validation accuracy", "test accuracy", "cost", "parameters"),
+        (
+            (
+                row["exit"],
+                f"{row['validation_accuracy']:.1%}",
+                f"{row['test_accuracy']:.1%}",
+                f"{row['cost']:.3f}",
+                f"{row['parameters'] / 1e6:.1f} M",
+            )
+            for row in exits
+        ),
+    )
+
+
+def _data_sentence(dataset: str, num_samples: dict[str, int], base_model: str | None) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in num_samples.items())
+    start = f"from {base_model}" if base_model else "from random weights"
+    return f"Trained on {dataset} ({counts} pictures), {start}."
+
+
+def _table(header, rows) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)

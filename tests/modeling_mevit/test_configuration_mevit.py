@@ -1,0 +1,58 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from transformers import AutoConfig
+
+from modeling_mevit import MEViTConfig
+
+
+def test_exits_are_on_the_later_half_by_default():
+    assert MEViTConfig().exit_layers == [6, 7, 8, 9, 10, 11, 12]
+    assert MEViTConfig(num_hidden_layers=4).exit_layers == [2, 3, 4]
+    assert MEViTConfig(num_hidden_layers=1).exit_layers == [1]
+
+
+def test_survives_saving(tmp_path):
+    settings = {
+        "exit_layers": [3, 4],
+        "num_hidden_layers": 4,
+        "share_uncertainty_predictor": False,
+        "uncertainty_target": "error",
+        "exit_policy": "entropy",
+        "image_size": [32, 48],
+        "id2label": {0: "A320", 1: "A321"},
+    }
+    MEViTConfig(**settings).save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, MEViTConfig)
+    assert {name: getattr(loaded, name) for name in settings} == settings
+    assert loaded.num_labels == 2
+
+
+def test_names_both_auto_classes_when_saved(tmp_path):
+    MEViTConfig().save_pretrained(tmp_path)
+    auto_map = AutoConfig.from_pretrained(tmp_path).auto_map
+    assert auto_map["AutoConfig"].endswith("configuration_mevit.MEViTConfig")
+    assert auto_map["AutoModel"] == "modeling_mevit.MEViTForImageClassification"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_layers": [0, 12]}, r"exit_layers=\[0, 12\] is out of range for 12 encoder layers; allowed .* 1 to 12"),
+        ({"exit_layers": [6, 13]}, r"exit_layers=\[6, 13\] is out of range"),
+        ({"exit_layers": [9, 6, 12]}, r"exit_layers=\[9, 6, 12\] is unsorted or names a layer twice"),
+        ({"exit_layers": [6, 6, 12]}, r"unsorted or names a layer twice"),
+        ({"exit_layers": [6, 9]}, r"exit_layers=\[6, 9\] lacks the last encoder layer; .* with 12 as the last"),
+        ({"exit_layers": []}, r"exit_layers=\[\] lacks the last encoder layer"),
+        ({"exit_layers": [6.0, 12]}, r"holds something that is no integer"),
+        ({"uncertainty_target": "l2"}, r"uncertainty_target='l2' is unknown; allowed are 'distance', 'error'"),
+        ({"exit_policy": "luck"}, r"exit_policy='luck' is unknown; allowed are 'uncertainty', 'confidence'"),
+        ({"image_size": 100}, r"image_size=100 cannot be cut into patches of patch_size=16 pixels"),
+        ({"image_size": [224, 100]}, r"image_size=\[224, 100\] cannot be cut"),
+        ({"image_size": 0}, r"image_size=0 cannot be cut"),
+    ],
+)
+def test_what_allows_no_model_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MEViTConfig(**settings)

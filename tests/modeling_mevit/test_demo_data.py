@@ -1,0 +1,108 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of the drawn data set: what it depends on, and how far its classes are apart."""
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modeling_mevit.demo_data import CLASS_NAMES, demo_pictures, draw_aircraft
+
+
+SIZE = 64
+LABEL_PAIRS = list(combinations(range(len(CLASS_NAMES)), 2))
+
+
+def family(label: int) -> str:
+    return CLASS_NAMES[label].split("-")[0]
+
+
+def as_bytes(pictures: list[Image.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def share_of_pixels_apart(first: int, second: int, seed: int) -> float:
+    """Share, in [0, 1], of the pixels in which two labels differ when all else in the picture is the same."""
+    one, other = (np.asarray(draw_aircraft(label, np.random.default_rng(seed), SIZE)) for label in (first, second))
+    return float((one != other).any(axis=-1).mean())
+
+
+def mean_share_apart(first: int, second: int) -> float:
+    return float(np.mean([share_of_pixels_apart(first, second, seed) for seed in range(12)]))
+
+
+def test_there_are_four_families_of_three_variants():
+    assert len(set(CLASS_NAMES)) == len(CLASS_NAMES) == 12
+    assert set(Counter(map(family, range(12))).values()) == {3}
+    assert len({family(label) for label in range(12)}) == 4
+
+
+def test_same_arguments_give_the_same_bytes():
+    first, first_labels = demo_pictures(3, seed=5, size=SIZE)
+    second, second_labels = demo_pictures(3, seed=5, size=SIZE)
+    assert as_bytes(first) == as_bytes(second)
+    assert first_labels == second_labels
+
+
+def test_drawing_more_samples_leaves_earlier_ones_as_they_were():
+    few, _ = demo_pictures(2, seed=5, size=SIZE)
+    many, _ = demo_pictures(5, seed=5, size=SIZE)
+    for label in range(len(CLASS_NAMES)):
+        assert as_bytes(few[2 * label : 2 * label + 2]) == as_bytes(many[5 * label : 5 * label + 2])
+
+
+def test_a_picture_follows_from_seed_label_and_index():
+    pictures, _ = demo_pictures(3, seed=5, size=SIZE)
+    alone = draw_aircraft(7, np.random.default_rng([5, 7, 2]), SIZE)
+    assert alone.tobytes() == pictures[3 * 7 + 2].tobytes()
+
+
+@pytest.mark.parametrize("size", [48, 65, 96])
+def test_pictures_are_rgb_and_of_the_size_asked_for(size):
+    pictures, _ = demo_pictures(1, seed=0, size=size)
+    assert {(picture.mode, picture.size) for picture in pictures} == {("RGB", (size, size))}
+
+
+def test_default_size_is_96_pixels():
+    assert draw_aircraft(0, np.random.default_rng(0)).size == (96, 96)
+
+
+def test_labels_are_balanced_and_ordered_by_class():
+    pictures, labels = demo_pictures(4, seed=0, size=SIZE)
+    assert labels == sorted(labels)
+    assert Counter(labels) == {label: 4 for label in range(len(CLASS_NAMES))}
+    assert len(pictures) == len(labels)
+
+
+def test_no_two_pictures_are_equal_within_or_across_seeds():
+    train, _ = demo_pictures(20, seed=0, size=SIZE)
+    test, _ = demo_pictures(20, seed=1, size=SIZE)
+    assert len(set(as_bytes(train + test))) == len(train) + len(test)
+
+
+def test_pictures_of_a_class_differ_in_most_of_their_pixels():
+    pictures, _ = demo_pictures(6, seed=0, size=SIZE)
+    for label in range(len(CLASS_NAMES)):
+        of_class = [np.asarray(picture) for picture in pictures[6 * label : 6 * label + 6]]
+        for one, other in combinations(of_class, 2):
+            assert (one != other).any(axis=-1).mean() > 0.9
+
+
+def test_variants_of_a_family_differ_in_a_small_part_and_families_in_more():
+    apart = {pair: mean_share_apart(*pair) for pair in LABEL_PAIRS}
+    variants = [share for (first, second), share in apart.items() if family(first) == family(second)]
+    families = [share for (first, second), share in apart.items() if family(first) != family(second)]
+    assert 0.005 < min(variants)
+    assert max(variants) < 0.05
+    assert min(families) > 0.08
+
+
+def test_the_part_that_tells_variants_apart_is_visible():
+    for first, second in LABEL_PAIRS:
+        one, other = (
+            np.asarray(draw_aircraft(label, np.random.default_rng(3), SIZE), dtype=int) for label in (first, second)
+        )
+        assert (np.abs(one - other).max(axis=-1) > 20).sum() >= 10

@@ -1,0 +1,352 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tunes a multi-exit ViT and reports every exit.
+
+    accelerate launch training/train.py training/configs/demo.yaml [--learning_rate 1e-4 …]
+
+Settings come from the YAML file and from options of the same names, which win. With `--exit_layers 12
+--uncertainty_weight 0` the same script trains the plain ViT. A run that was interrupted goes on from its last complete
+checkpoint when the same command is given again.
+"""
+
+import json
+import logging
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+import yaml
+from transformers import DeiTImageProcessor, HfArgumentParser, set_seed
+from transformers.image_processing_base import ImageProcessingMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.trainer_utils import EvalPrediction
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.cost import exit_costs, exit_parameters
+from modeling_mevit.data import (
+    PictureDataset,
+    evaluation_transform,
+    image_processor_for,
+    load_splits,
+    train_transform,
+)
+from modeling_mevit.metrics import ExitAccuracy
+from modeling_mevit.model_card import model_card, results_table
+from training.figures import training_curve
+from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ModelArguments:
+    """Where the model starts from, and where its exits are."""
+
+    backbone: str | None = field(
+        default=None,
+        metadata={"help": "Local directory or Hub name of a pretrained ViT. Without one, weights start at random."},
+    )
+    exit_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers with an exit; the later half of the encoder by default."}
+    )
+    model_config: str | None = field(
+        default=None, metadata={"help": "Further fields of MEViTConfig, as JSON (a mapping in the YAML file)."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which pictures, and how they become tensors."""
+
+    dataset: str = field(
+        default="demo",
+        metadata={"help": "A folder (ImageFolder, Stanford Cars or FGVC-Aircraft layout), a Hub id, or 'demo'."},
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the pictures."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the labels."})
+    aircraft_level: str = field(
+        default="variant", metadata={"help": "FGVC-Aircraft: 'variant', 'family' or 'manufacturer'."}
+    )
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Part of train held out per class where there is no validation split."}
+    )
+    image_size: int = field(default=224, metadata={"help": "Side in pixels of what the model sees."})
+    resize_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels to which pictures are resized before the crop; 600/448 of it."}
+    )
+    auto_augment: bool = field(default=False, metadata={"help": "Whether to apply AutoAugment (ImageNet policy)."})
+    normalization: str = field(
+        default="backbone",
+        metadata={"help": "Mean and standard deviation of 'backbone' (its image processor) or of 'imagenet'."},
+    )
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Trains, evaluates and writes everything to the output directory.
+
+    Args:
+        argv: `[CONFIG.yaml] [--option value …]`; the command line's by default.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    model_arguments, data_arguments, training_arguments = parse(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    trainer, test_set = prepare(model_arguments, data_arguments, training_arguments)
+
+    checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
+    if checkpoint:
+        logger.info("going on from %s", checkpoint)
+    training = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+
+    validation = trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")
+    test = trainer.predict(test_set, metric_key_prefix="test")
+    config = trainer.model.config
+    costs, parameters = exit_costs(config), exit_parameters(config)
+    metrics = {
+        "dataset": public_name(data_arguments.dataset),
+        "num_samples": {
+            "train": len(trainer.train_dataset),
+            "validation": len(trainer.eval_dataset),
+            "test": len(test_set),
+        },
+        "exits": [
+            {
+                "exit": layer,
+                "validation_accuracy": validation.metrics[f"validation_accuracy/exit_{layer}"],
+                "test_accuracy": test.metrics[f"test_accuracy/exit_{layer}"],
+                "cost": costs[layer],
+                "parameters": parameters[layer],
+            }
+            for layer in config.exit_layers
+        ],
+        "training_seconds": training.metrics["train_runtime"],
+        "recipe": {
+            **recipe(model_arguments, data_arguments, training_arguments),
+            "mixed_precision": trainer.accelerator.mixed_precision,
+        },
+        "machine": machine(),
+    }
+    trainer.write_model_card = lambda: write_model_card(trainer, metrics, model_arguments, data_arguments)
+    if trainer.is_world_process_zero():
+        output = Path(training_arguments.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "metrics.json", metrics)
+        write_json(
+            output / "test_predictions.json",
+            {
+                "exit_layers": config.exit_layers,
+                "labels": test.label_ids.tolist(),
+                "predictions": test.predictions.tolist(),
+            },
+        )
+        training_curve(trainer.state.log_history, config.exit_layers).savefig(output / "training_curve.png", dpi=120)
+        print(f"\n{results_table(metrics['exits'])}\n\nEverything is in {output}.")
+
+    trainer.save_model()
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
+    return metrics
+
+
+def parse(argv: list[str] | None) -> tuple[ModelArguments, DataArguments, MEViTTrainingArguments]:
+    """Reads the YAML file, if one comes first, and then the options, which win."""
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, MEViTTrainingArguments),
+        usage="train.py [CONFIG.yaml] [--option value …]   (--help lists the options)",
+        allow_abbrev=False,
+    )
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = [*options_of(argv[0]), *argv[1:]]
+    *arguments, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"{' '.join(unknown)} is no option of train.py; --help lists them.")
+    return tuple(arguments)
+
+
+def options_of(config_file: str) -> list[str]:
+    """The settings of a YAML file as they would stand on the command line."""
+    with open(config_file, encoding="utf-8") as file:
+        settings = yaml.safe_load(file)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{config_file} holds no mapping of settings to values.")
+    options = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            options += [f"--{name}", json.dumps(value)]
+        elif isinstance(value, list):
+            options += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            options += [f"--{name}", str(value)]
+    return options
+
+
+def prepare(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
+) -> tuple[MEViTTrainer, PictureDataset]:
+    """Data, image processor, model and trainer, from the arguments. All of them are checked before anything is written.
+
+    Returns:
+        The trainer, and the test set.
+    """
+    set_seed(training_arguments.seed)
+    splits = load_splits(
+        data_arguments.dataset,
+        image_column=data_arguments.image_column,
+        label_column=data_arguments.label_column,
+        aircraft_level=data_arguments.aircraft_level,
+        validation_fraction=data_arguments.validation_fraction,
+    )
+    image_processor = make_image_processor(model_arguments, data_arguments)
+    model = make_model(model_arguments, data_arguments.image_size, splits["train"].features["label"].names)
+
+    testing = evaluation_transform(image_processor)
+    train_set = PictureDataset(
+        splits["train"], train_transform(image_processor, data_arguments.auto_augment), seed=training_arguments.seed
+    )
+    trainer = MEViTTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=train_set,
+        eval_dataset=PictureDataset(splits["validation"], testing),
+        processing_class=image_processor,
+        compute_metrics=accuracy_of(model.config.exit_layers),
+    )
+    return trainer, PictureDataset(splits["test"], testing)
+
+
+def make_image_processor(model_arguments: ModelArguments, data_arguments: DataArguments) -> DeiTImageProcessor:
+    """The test transform, saved with the checkpoint, in the mean and standard deviation of backbone or ImageNet."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if data_arguments.normalization not in ("backbone", "imagenet"):
+        raise ValueError(f"normalization={data_arguments.normalization!r} is neither 'backbone' nor 'imagenet'.")
+    if data_arguments.normalization == "backbone" and model_arguments.backbone:
+        own, _ = ImageProcessingMixin.get_image_processor_dict(model_arguments.backbone)
+        if "image_mean" not in own or "image_std" not in own:
+            raise ValueError(f"{model_arguments.backbone} names no mean and deviation; give --normalization imagenet.")
+        mean, std = own["image_mean"], own["image_std"]
+    return image_processor_for(
+        data_arguments.image_size, image_mean=mean, image_std=std, resize_size=data_arguments.resize_size
+    )
+
+
+def make_model(
+    model_arguments: ModelArguments, image_size: int, class_names: list[str]
+) -> MEViTForImageClassification:
+    """A new model on the weights of the backbone, or on random ones where there is none."""
+    settings = {
+        "image_size": image_size,
+        "exit_layers": model_arguments.exit_layers,
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: label for label, name in enumerate(class_names)},
+        **json.loads(model_arguments.model_config or "{}"),
+    }
+    if model_arguments.backbone:
+        return MEViTForImageClassification.from_vit(model_arguments.backbone, **settings)
+    return MEViTForImageClassification(MEViTConfig(**settings))
+
+
+def accuracy_of(exit_layers: list[int]):
+    """A `compute_metrics` that gives the accuracy of every exit."""
+    metric = ExitAccuracy()
+
+    def compute_metrics(evaluation: EvalPrediction) -> dict[str, float]:
+        return metric.compute(
+            predictions=evaluation.predictions, references=evaluation.label_ids, exit_layers=exit_layers
+        )
+
+    return compute_metrics
+
+
+def recipe(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
+) -> dict[str, Any]:
+    """The settings that decide the result, by the names under which one would give them again."""
+    training_settings = (
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "optim",
+        "sgd_momentum",
+        "learning_rate",
+        "weight_decay",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "max_grad_norm",
+        "num_random_exits",
+        "distillation_weight",
+        "uncertainty_weight",
+        "distillation_temperature",
+        "uncertainty_reaches_backbone",
+        "seed",
+    )
+    values = training_arguments.to_dict()
+    return {
+        "backbone": public_name(model_arguments.backbone) if model_arguments.backbone else None,
+        "exit_layers": model_arguments.exit_layers,
+        "model_config": model_arguments.model_config,
+        "image_size": data_arguments.image_size,
+        "resize_size": data_arguments.resize_size,
+        "auto_augment": data_arguments.auto_augment,
+        "num_processes": training_arguments.world_size,
+        **{name: values[name] for name in training_settings},
+    }
+
+
+def public_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a local folder its own name, since where it lies is nobody's business."""
+    return Path(name_or_path).resolve().name if os.path.isdir(name_or_path) else name_or_path
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu_info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in cpu_info.open() if "model name" in line] if cpu_info.exists() else []
+    return {
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "datasets": datasets.__version__,
+    }
+
+
+def write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=2 if file.name == "metrics.json" else None) + "\n", encoding="utf-8")
+
+
+def write_model_card(
+    trainer: MEViTTrainer, metrics: dict[str, Any], model_arguments: ModelArguments, data_arguments: DataArguments
+) -> None:
+    """README.md of the output directory."""
+    arguments = trainer.args
+    backbone = model_arguments.backbone
+    model_card(
+        model_name=arguments.hub_model_id or Path(arguments.output_dir).resolve().name,
+        dataset=metrics["dataset"],
+        dataset_on_hub="/" in metrics["dataset"],
+        base_model=metrics["recipe"]["backbone"],
+        base_model_on_hub=bool(backbone) and not os.path.isdir(backbone),
+        num_labels=trainer.model.config.num_labels,
+        metrics=metrics,
+        recipe={name: value for name, value in metrics["recipe"].items() if value is not None},
+        curve="training_curve.png",
+    ).save(Path(arguments.output_dir) / "README.md")
+
+
+if __name__ == "__main__":
+    main()

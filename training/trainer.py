@@ -1,0 +1,204 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from modeling_mevit.loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MEViTTrainingArguments(TrainingArguments):
+    """The library's training arguments, and those of the sandwich rule. Defaults are the paper's."""
+
+    num_random_exits: int = field(
+        default=2,
+        metadata={"help": "Exits drawn at random in each step, besides the earliest and the last one (k of the rule)."},
+    )
+    distillation_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the early exits' divergence from the last exit (equation 5)."}
+    )
+    uncertainty_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the squared error of the predicted uncertainty (equation 2)."}
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Softmax temperature T of the distillation; the divergence is multiplied by T²."}
+    )
+    uncertainty_reaches_backbone: bool = field(
+        default=True,
+        metadata={"help": "Whether the uncertainty loss moves exits and backbone too, or its predictor alone."},
+    )
+
+    sgd_momentum: float = field(default=0.9, metadata={"help": "Momentum with `optim: sgd`, whose default has none."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_random_exits < 0:
+            raise ValueError(f"num_random_exits={self.num_random_exits} is negative; allowed are 0 and more.")
+        for name in ("distillation_weight", "uncertainty_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} is negative; allowed are 0 and more.")
+        if self.distillation_temperature <= 0:
+            raise ValueError(f"distillation_temperature={self.distillation_temperature} is not above 0.")
+
+
+def draw_exits(num_exits: int, num_random: int, seed: int, step: int) -> Tensor:
+    """The exits that a step updates by the sandwich rule: the last, the earliest, and `num_random` others.
+
+    The draw depends on `seed` and `step` alone, so that all processes agree and a resumed run goes on as it was.
+
+    Returns:
+        (num_exits,), float32: 1 for an exit that is updated, else 0.
+    """
+    drawn = torch.zeros(num_exits)
+    drawn[0] = drawn[-1] = 1
+    between = np.arange(1, num_exits - 1)
+    drawn[np.random.default_rng([seed, step]).permutation(between)[:num_random]] = 1
+    return drawn
+
+
+def predicted_labels(outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """What evaluation keeps of the model's outputs: the arg-max of each exit, (B, E).
+
+    `outputs` is what the model returns without its loss; the exits' logits come second.
+    """
+    return outputs[1].argmax(-1)
+
+
+class SetEpochCallback(TrainerCallback):
+    """Tells the training set which epoch begins, since its augmentation is a function of the epoch."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch))
+
+
+class MEViTTrainer(Trainer):
+    """A [`Trainer`] whose steps follow the sandwich rule.
+
+    In each step the last exit learns from labels, the earliest exit and some drawn ones learn from labels and from the
+    last exit of the same pass. The loss is the sum over these exits of their batch means:
+    `Σ_i CE_i + λ_u · MSE_i + [i < n] · λ_d · KL_i`. Every exit is computed in every step and those not drawn are
+    multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
+    ones.
+
+    Evaluation predicts with every exit; `compute_metrics` receives predictions (B, E).
+    """
+
+    args: MEViTTrainingArguments
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("preprocess_logits_for_metrics", predicted_labels)
+        super().__init__(*args, **kwargs)
+        self.model.uncertainty_reaches_backbone = self.args.uncertainty_reaches_backbone
+        # Set this once there is something to report; until then the card is the library's draft.
+        self.write_model_card: Callable[[], None] | None = None
+        self._loss_terms: list[Tensor] = []
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(SetEpochCallback(self.train_dataset))
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        if args.optim == OptimizerNames.SGD:
+            settings["momentum"] = args.sgd_momentum
+        return optimizer, settings
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if not model.training:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs)
+
+        inputs = dict(inputs)
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        label_loss = cross_entropy(outputs.exit_logits, labels)
+        target = uncertainty_target(outputs.exit_logits, labels, self.model.config.uncertainty_target)
+        divergence = distillation_loss(outputs.exit_logits, self.args.distillation_temperature)
+        terms = torch.stack(  # (3, E)
+            (
+                label_loss,
+                uncertainty_loss(outputs.exit_uncertainty, target),
+                F.pad(divergence, (0, 1)),  # the last exit is the teacher
+            )
+        )
+        self._loss_terms.append(terms.detach())
+
+        weights = terms.new_tensor([1.0, self.args.uncertainty_weight, self.args.distillation_weight])
+        drawn = draw_exits(terms.shape[1], self.args.num_random_exits, self.args.seed, self.state.global_step)
+        loss = (weights[:, None] * terms * drawn.to(terms.device)).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""
+        if "loss" in logs and self._loss_terms:
+            terms = self.accelerator.reduce(torch.stack(self._loss_terms).mean(0), reduction="mean").tolist()
+            self._loss_terms.clear()
+            exit_layers = self.model.config.exit_layers
+            for name, values in zip(("cross_entropy", "uncertainty", "distillation"), terms, strict=True):
+                layers = exit_layers[:-1] if name == "distillation" else exit_layers
+                logs |= {f"loss_{name}/exit_{layer}": value for layer, value in zip(layers, values, strict=False)}
+        super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes the card of `write_model_card` instead of the library's draft."""
+        if self.write_model_card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.write_model_card()
+
+    # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
+    # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_strictly(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        load_strictly(self.model, self.state.best_model_checkpoint)
+
+
+def load_strictly(model: torch.nn.Module, checkpoint: str) -> None:
+    """Fills `model` with the weights of a checkpoint directory of its own class and shape.
+
+    Raises:
+        ValueError: where the file cannot be read, or a weight is missing, left over or of another shape.
+    """
+    try:
+        loaded, loading = type(model).from_pretrained(
+            checkpoint, config=model.config, dtype=model.dtype, output_loading_info=True
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{checkpoint} cannot be loaded into the model: {error}") from error
+    wrong = [f"{len(keys)} {kind.replace('_', ' ')}, first {min(map(str, keys))}" for kind, keys in loading.items() if keys]
+    if wrong:
+        raise ValueError(f"{checkpoint} is of another model: {'; '.join(wrong)}.")
+    model.load_state_dict(loaded.state_dict())
+
+
+def last_complete_checkpoint(output_dir: str) -> str | None:
+    """The newest checkpoint in a directory that was written to its end, or None.
+
+    The Trainer writes `trainer_state.json` last, so a directory without it was interrupted and is passed over.
+    """
+    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
+    for checkpoint in reversed(checkpoints):
+        if (checkpoint / "trainer_state.json").is_file():
+            return str(checkpoint)
+        logger.warning("%s was not written to its end and is passed over", checkpoint)
+    return None
