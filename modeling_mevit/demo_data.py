@@ -130,17 +130,17 @@ FAMILIES: dict[str, tuple[list[Part], dict[str, list[Part]]]] = {
     "biplane": (
         BIPLANE,
         {
-            "wheels": [_ellipse("dark", 0.33, -0.42, 0.13, 0.13)],
-            "skis": [_sharp("dark", (0.64, -0.36), (0.54, -0.48), (0.02, -0.48), (0.02, -0.42), (0.52, -0.42))],
+            "wheels": [_ellipse("dark", 0.33, -0.43, 0.15, 0.15)],
+            "skis": [_sharp("trim", (0.72, -0.34), (0.60, -0.50), (-0.08, -0.50), (-0.08, -0.41), (0.56, -0.41))],
             "floats": [_smooth("body", (0.86, -0.34), (0.60, -0.52), (0.0, -0.52), (-0.56, -0.38), (-0.4, -0.34))],
         },
     ),
     "fighter": (
         FIGHTER,
         {
-            "one-seat": [_smooth("glass", (0.62, 0.06), (0.46, 0.25), (0.26, 0.25), (0.10, 0.10))],
-            "two-seats": [_smooth("glass", (0.62, 0.06), (0.46, 0.25), (-0.10, 0.25), (-0.28, 0.10))],
-            "uncrewed": [_smooth("body", (0.62, 0.06), (0.46, 0.25), (0.26, 0.25), (0.10, 0.10))],
+            "one-seat": [_smooth("glass", (0.66, 0.05), (0.50, 0.30), (0.26, 0.30), (0.10, 0.09))],
+            "two-seats": [_smooth("glass", (0.66, 0.05), (0.50, 0.30), (-0.16, 0.30), (-0.34, 0.09))],
+            "uncrewed": [_smooth("body", (0.66, 0.05), (0.50, 0.30), (0.26, 0.30), (0.10, 0.09))],
         },
     ),
     "glider": (
@@ -204,24 +204,24 @@ def _paints(rng: np.random.Generator) -> dict[str, Colour]:
         "body": body,
         "trim": _colour(rng, (-0.08, 0.16), (0.65, 0.95), (0.75, 1.0)),
         "shade": _mix(body, (20, 20, 35), rng.uniform(0.55, 0.70)),
-        "glass": _colour(rng, (0.50, 0.62), (0.20, 0.60), (0.15, 0.40)),
+        "glass": _colour(rng, (0.50, 0.62), (0.20, 0.60), (0.10, 0.30)),
         "dark": _colour(rng, (0.0, 1.0), (0.0, 0.20), (0.05, 0.25)),
     }
 
 
 def _pose(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the matrix and the shift, in pixels, that carry an outline into a picture whose y axis points down."""
-    angle = np.deg2rad(rng.uniform(-8, 8))
-    scale = side * rng.uniform(0.32, 0.37)
-    height = rng.uniform(0.9, 1.1)
+    angle = np.deg2rad(rng.uniform(-7, 7))
+    scale = side * rng.uniform(0.34, 0.375)
+    height = rng.uniform(0.95, 1.10)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    shift = side * ((0.52, 0.5) + rng.uniform(-0.04, 0.04, size=2))
+    shift = side * ((0.52, 0.5) + rng.uniform(-0.02, 0.02, size=2))
     return scale * rotation @ np.diag([1, -height]), shift
 
 
 def _occlude(draw: ImageDraw.ImageDraw, rng: np.random.Generator, side: int, cloud_colour: Colour) -> None:
-    """Puts a cloud, a pole or a tree in front of a part of the aircraft, or nothing in half of the pictures."""
-    kind = rng.choice(["cloud", "pole", "tree", "nothing"], p=[0.2, 0.15, 0.15, 0.5])
+    """Puts a cloud, a pole or a tree in front of a part of the aircraft, or nothing in most pictures."""
+    kind = rng.choice(["cloud", "pole", "tree", "nothing"], p=[0.16, 0.12, 0.12, 0.6])
     x, y = side * rng.uniform(0.1, 0.9), side * rng.uniform(0.3, 0.7)
     if kind == "cloud":
         _cloud(draw, rng, x, y, side * rng.uniform(0.06, 0.11), cloud_colour)
@@ -260,7 +260,7 @@ def draw_aircraft(label: int, rng: np.random.Generator, size: int = 96) -> Image
 
     pixels = np.asarray(picture.reduce(SUPERSAMPLING), dtype=np.float32)
     contrast, brightness = rng.uniform(0.75, 1.15), rng.uniform(-25, 25)
-    noise = rng.normal(0, 3, size=pixels.shape)
+    noise = rng.normal(0, 2, size=pixels.shape)
     pixels = 128 + contrast * (pixels - 128) + brightness + noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 

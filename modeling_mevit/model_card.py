@@ -21,9 +21,9 @@ the same weights.
 
 {results}
 
-Cost is the number of multiply-accumulates of the layers that run, heads included, relative to the plain ViT of the same
-size and resolution. Accuracy is the share of pictures that get the right class; pictures go through the image processor
-that is saved here.
+Cost is the number of multiply-accumulates of the layers that run, heads included, relative to the plain ViT of the
+same size and resolution. Accuracy is the share of pictures that get the right class; pictures go through the image
+processor that is saved here.
 
 ## How to load it
 
@@ -48,7 +48,8 @@ Without it, Transformers runs the code that lies beside the weights (read it fir
 model = AutoModelForImageClassification.from_pretrained("{model_name}", trust_remote_code=True)
 ```
 
-`model(pixel_values)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and `exit_scores` (B, E) of all.
+`model(pixel_values)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and `exit_scores` (B, E) of
+all exits.
 
 ## Training
 

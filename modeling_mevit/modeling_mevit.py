@@ -204,6 +204,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    @classmethod
+    def from_pretrained(cls, *args, use_safetensors: bool = True, **kwargs):
+        """The library's `from_pretrained`, which here reads safetensors only, unless told otherwise."""
+        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+
     def _exit(self, number: int, cls_state: Tensor) -> Tensor:
         """Logits (B, L) of exit `number` from the [CLS] state (B, d) that its layer gives."""
         if number == self.config.num_hidden_layers:
@@ -286,6 +291,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             config=vit_config,
             add_pooling_layer=False,
             dtype=torch.float32,
+            use_safetensors=True,
             output_loading_info=True,
             **download,
         )

@@ -1,40 +1,17 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What several tests start from: a model small enough to run in milliseconds."""
-
 import pytest
 import torch
 
-from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from tests.tiny import tiny_model
 
 
 # the models are so small that waiting for a second thread takes longer than doing without it
 torch.set_num_threads(1)
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-    "num_labels": 5,
-    "exit_layers": [2, 3, 4],
-}
-
-
-def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
-    """A tiny model whose exits disagree: weights are ten times larger than the initial ones."""
-    torch.manual_seed(seed)
-    model = MEViTForImageClassification(MEViTConfig(**{**TINY, **settings})).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
 
 @pytest.fixture
-def model() -> MEViTForImageClassification:
+def model():
     return tiny_model()
 
 

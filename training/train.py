@@ -195,7 +195,7 @@ def options_of(config_file: str) -> list[str]:
 def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
 ) -> tuple[MEViTTrainer, PictureDataset]:
-    """Data, image processor, model and trainer, from the arguments. All of them are checked before anything is written.
+    """Data, image processor, model and trainer, from the arguments. All are checked before anything is written.
 
     Returns:
         The trainer, and the test set.
@@ -313,7 +313,9 @@ def public_name(name_or_path: str) -> str:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     cpu_info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in cpu_info.open() if "model name" in line] if cpu_info.exists() else []
+    names = (
+        [line.split(":")[1].strip() for line in cpu_info.open() if "model name" in line] if cpu_info.exists() else []
+    )
     return {
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu": names[0] if names else platform.machine(),

@@ -28,7 +28,9 @@ class MEViTTrainingArguments(TrainingArguments):
 
     num_random_exits: int = field(
         default=2,
-        metadata={"help": "Exits drawn at random in each step, besides the earliest and the last one (k of the rule)."},
+        metadata={
+            "help": "Exits drawn at random in each step, besides the earliest and the last one (k of the rule)."
+        },
     )
     distillation_weight: float = field(
         default=1.0, metadata={"help": "Weight of the early exits' divergence from the last exit (equation 5)."}
@@ -37,7 +39,8 @@ class MEViTTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Weight of the squared error of the predicted uncertainty (equation 2)."}
     )
     distillation_temperature: float = field(
-        default=1.0, metadata={"help": "Softmax temperature T of the distillation; the divergence is multiplied by T²."}
+        default=1.0,
+        metadata={"help": "Softmax temperature T of the distillation; the divergence is multiplied by T²."},
     )
     uncertainty_reaches_backbone: bool = field(
         default=True,
@@ -185,7 +188,9 @@ def load_strictly(model: torch.nn.Module, checkpoint: str) -> None:
         )
     except (OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{checkpoint} cannot be loaded into the model: {error}") from error
-    wrong = [f"{len(keys)} {kind.replace('_', ' ')}, first {min(map(str, keys))}" for kind, keys in loading.items() if keys]
+    wrong = [
+        f"{len(keys)} {kind.replace('_', ' ')}, first {min(map(str, keys))}" for kind, keys in loading.items() if keys
+    ]
     if wrong:
         raise ValueError(f"{checkpoint} is of another model: {'; '.join(wrong)}.")
     model.load_state_dict(loaded.state_dict())

@@ -1,11 +1,11 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 import pytest
-from conftest import TINY, tiny_model
 from transformers import ViTForImageClassification
 
 from modeling_mevit import MEViTConfig
 from modeling_mevit.cost import exit_costs, exit_parameters, multiply_accumulates, without_data
+from tests.tiny import TINY, tiny_model
 
 
 def test_a_layer_costs_what_the_closed_form_says():
@@ -28,7 +28,9 @@ def test_cost_of_the_exits_of_vit_base_at_448_pixels():
 
 def test_heads_and_predictors_are_counted():
     costs = {
-        labels: multiply_accumulates(without_data(ViTForImageClassification, MEViTConfig(**{**TINY, "num_labels": labels})))
+        labels: multiply_accumulates(
+            without_data(ViTForImageClassification, MEViTConfig(**{**TINY, "num_labels": labels}))
+        )
         for labels in (5, 6)
     }
     assert costs[6] - costs[5] == 32

@@ -24,14 +24,14 @@ def as_bytes(pictures: list[Image.Image]) -> list[bytes]:
     return [picture.tobytes() for picture in pictures]
 
 
-def share_of_pixels_apart(first: int, second: int, seed: int) -> float:
-    """Share, in [0, 1], of the pixels in which two labels differ when all else in the picture is the same."""
-    one, other = (np.asarray(draw_aircraft(label, np.random.default_rng(seed), SIZE)) for label in (first, second))
-    return float((one != other).any(axis=-1).mean())
-
-
-def mean_share_apart(first: int, second: int) -> float:
-    return float(np.mean([share_of_pixels_apart(first, second, seed) for seed in range(12)]))
+def same_scene(seed: int) -> np.ndarray:
+    """Every class in one pose, light and background: pixel values, integer array `(classes, SIZE, SIZE, 3)`."""
+    return np.stack(
+        [
+            np.asarray(draw_aircraft(label, np.random.default_rng(seed), SIZE), dtype=int)
+            for label in range(len(CLASS_NAMES))
+        ]
+    )
 
 
 def test_there_are_four_families_of_three_variants():
@@ -91,18 +91,18 @@ def test_pictures_of_a_class_differ_in_most_of_their_pixels():
             assert (one != other).any(axis=-1).mean() > 0.9
 
 
-def test_variants_of_a_family_differ_in_a_small_part_and_families_in_more():
-    apart = {pair: mean_share_apart(*pair) for pair in LABEL_PAIRS}
+def test_variants_differ_in_under_5_percent_of_the_pixels_and_families_in_over_8():
+    scenes = np.stack([same_scene(seed) for seed in range(12)], axis=1)
+    apart = {pair: (scenes[pair[0]] != scenes[pair[1]]).any(axis=-1).mean() for pair in LABEL_PAIRS}
     variants = [share for (first, second), share in apart.items() if family(first) == family(second)]
     families = [share for (first, second), share in apart.items() if family(first) != family(second)]
-    assert 0.005 < min(variants)
+    assert 0.01 < min(variants)
     assert max(variants) < 0.05
     assert min(families) > 0.08
 
 
 def test_the_part_that_tells_variants_apart_is_visible():
+    scene = same_scene(seed=3)
     for first, second in LABEL_PAIRS:
-        one, other = (
-            np.asarray(draw_aircraft(label, np.random.default_rng(3), SIZE), dtype=int) for label in (first, second)
-        )
-        assert (np.abs(one - other).max(axis=-1) > 20).sum() >= 10
+        changed = np.abs(scene[first] - scene[second]).max(axis=-1)
+        assert (changed > 20).sum() >= 15

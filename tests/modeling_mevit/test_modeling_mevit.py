@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY, tiny_model
 from transformers import DeiTConfig, DeiTModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from modeling_mevit.modeling_mevit import encoder_layers, interpolate_position_embeddings
+from tests.tiny import TINY, tiny_model
 
 
 def plain_vit(model: MEViTForImageClassification, **settings) -> ViTForImageClassification:
@@ -57,7 +57,9 @@ def test_the_last_exit_is_the_plain_vit(model, pixel_values):
 def test_an_early_exit_reads_the_cls_token_of_its_layer(model, pixel_values):
     hidden_state = plain_vit(model).vit(pixel_values, output_hidden_states=True).hidden_states[2][:, 0]
     exit_2 = model.exits["2"]
-    expected = exit_2.classifier(torch.nn.functional.layer_norm(hidden_state, (32,), exit_2.norm.weight, exit_2.norm.bias, 1e-12))
+    expected = exit_2.classifier(
+        torch.nn.functional.layer_norm(hidden_state, (32,), exit_2.norm.weight, exit_2.norm.bias, 1e-12)
+    )
     torch.testing.assert_close(model(pixel_values).exit_logits[:, 0], expected, atol=1e-5, rtol=0)
 
 

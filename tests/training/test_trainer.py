@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
 from PIL import Image
 
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import PictureDataset, image_processor_for, train_transform
 from modeling_mevit.metrics import ExitAccuracy
+from tests.tiny import tiny_model
 from training.trainer import (
     MEViTTrainer,
     MEViTTrainingArguments,

@@ -1,0 +1,72 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Writes or reads a checkpoint in a process of its own: `checkpoint.py write DIRECTORY`, `checkpoint.py read DIRECTORY
+[--without-package]`. Reading fails where any Auto class gives other logits than those that were written beside it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+
+SETTINGS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "exit_layers": [2, 3, 4],
+    "id2label": {0: "A318", 1: "A319", 2: "A320"},
+}
+
+
+def write(directory: Path) -> None:
+    from modeling_mevit import MEViTConfig, MEViTForImageClassification
+
+    torch.manual_seed(0)
+    model = MEViTForImageClassification(MEViTConfig(**SETTINGS)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    pixel_values = torch.randn(4, 3, 16, 16)
+    model.save_pretrained(directory)
+    with torch.no_grad():
+        np.savez(directory / "expected.npz", pixel_values=pixel_values, logits=model(pixel_values).exit_logits)
+
+
+def read(directory: Path, **trust) -> None:
+    expected = np.load(directory / "expected.npz")
+    config = AutoConfig.from_pretrained(directory, **trust)
+    assert config.exit_layers == [2, 3, 4]
+    assert config.id2label[2] == "A320"
+    for auto_class in (AutoModel, AutoModelForImageClassification):
+        model, loading = auto_class.from_pretrained(directory, output_loading_info=True, **trust)
+        assert not any(loading.values()), loading
+        assert type(model).__name__ == "MEViTForImageClassification"
+        with torch.no_grad():
+            logits = model.eval()(torch.from_numpy(expected["pixel_values"])).exit_logits.numpy()
+        np.testing.assert_allclose(logits, expected["logits"], atol=1e-5)
+
+
+class Blocked:
+    """Finds the package's modules first, and has none of them."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "modeling_mevit":
+            raise ModuleNotFoundError(name)
+
+
+if __name__ == "__main__":
+    command, directory, *options = sys.argv[1:]
+    if command == "write":
+        write(Path(directory))
+    elif options == ["--without-package"]:
+        sys.meta_path.insert(0, Blocked())
+        read(Path(directory), trust_remote_code=True)
+    else:
+        import modeling_mevit  # noqa: F401
+
+        read(Path(directory))
+    print("passed")

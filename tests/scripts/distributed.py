@@ -1,0 +1,41 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a tiny model for some steps, as one of any number of processes, and writes what came of it:
+`torchrun --nproc_per_node N distributed.py DIRECTORY`. The global batch is 8, whatever N is."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.training.test_trainer import make_trainer  # noqa: E402
+
+
+if __name__ == "__main__":
+    directory = Path(sys.argv[1])
+    world_size = int(os.environ["WORLD_SIZE"])
+    trainer = make_trainer(
+        directory,
+        optim="sgd",
+        per_device_train_batch_size=8 // world_size,
+        num_random_exits=1,
+        gradient_checkpointing=True,
+        ddp_find_unused_parameters=False,
+        learning_rate=0.05,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        trainer.model.save_pretrained(directory)
+        report = {
+            "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+            "backend": torch.distributed.get_backend() if torch.distributed.is_initialized() else None,
+            "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+            "accuracy": metrics["eval_accuracy/exit_2"],
+        }
+        (directory / "report.json").write_text(json.dumps(report))

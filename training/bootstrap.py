@@ -1,0 +1,91 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Compares trained models on the same test photos, with a 95 % paired bootstrap interval of each difference.
+
+    python training/bootstrap.py --baseline runs/vit --runs runs/mevit
+
+Each directory is the output of `train.py`. Several directories on a side are seeds of one recipe: accuracies are their
+mean and standard deviation, and a photo counts with the share of seeds that get it right.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import bootstrap
+from transformers import HfArgumentParser
+
+
+@dataclass
+class BootstrapArguments:
+    baseline: list[str] = field(metadata={"help": "Output directories whose last exit is compared with."})
+    runs: list[str] = field(metadata={"help": "Output directories of which every exit is compared."})
+    resamples: int = field(default=10_000, metadata={"help": "Bootstrap samples of the test photos."})
+
+
+def correct_predictions(directories: list[str]) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Reads `test_predictions.json` of each directory.
+
+    Returns:
+        The exit layers; which predictions are right, (seeds, N, E); the labels, (N,).
+    """
+    files = [json.loads((Path(directory) / "test_predictions.json").read_text()) for directory in directories]
+    for directory, file in zip(directories, files, strict=True):
+        for name in ("exit_layers", "labels"):
+            if file[name] != files[0][name]:
+                raise ValueError(f"{directory} was tested on other {name} than {directories[0]}.")
+    labels = np.array(files[0]["labels"])
+    right = np.stack([np.array(file["predictions"]) == labels[:, None] for file in files])
+    return files[0]["exit_layers"], right, labels
+
+
+def paired_interval(difference: np.ndarray, resamples: int) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `difference`, (N,), one value a photo. Seeded."""
+    if not difference.any():
+        return 0.0, 0.0
+    result = bootstrap((difference,), np.mean, n_resamples=resamples, method="percentile", rng=0, batch=1000)
+    return tuple(result.confidence_interval)
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Prints the table of all exits.
+
+    Returns:
+        One row for each exit: `exit`, `accuracy`, `std` (over seeds), `difference`, `interval` (shares, not per cent).
+    """
+    (arguments,) = HfArgumentParser(BootstrapArguments).parse_args_into_dataclasses(argv)
+    base_layers, base, base_labels = correct_predictions(arguments.baseline)
+    layers, right, labels = correct_predictions(arguments.runs)
+    if not np.array_equal(labels, base_labels):
+        raise ValueError(f"{arguments.runs[0]} was tested on other photos than {arguments.baseline[0]}.")
+
+    plain = base[:, :, -1]  # (seeds, N)
+    print(f"baseline, exit {base_layers[-1]}: {_mean_and_std(plain.mean(1))} ({len(labels)} photos)\n")
+    print("| exit | accuracy (%) | difference (points) | 95 % interval |\n| --- | --- | --- | --- |")
+    rows = []
+    for place, layer in enumerate(layers):
+        seeds = right[:, :, place].mean(1)
+        difference = right[:, :, place].mean(0) - plain.mean(0)  # (N,)
+        interval = paired_interval(difference, arguments.resamples)
+        rows.append(
+            {
+                "exit": layer,
+                "accuracy": float(seeds.mean()),
+                "std": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+                "difference": float(difference.mean()),
+                "interval": interval,
+            }
+        )
+        low, high = (f"{100 * end:+.1f}" for end in interval)
+        print(f"| {layer} | {_mean_and_std(seeds)} | {100 * difference.mean():+.1f} | {low} … {high} |")
+    return rows
+
+
+def _mean_and_std(seeds: np.ndarray) -> str:
+    spread = f" ± {100 * seeds.std(ddof=1):.1f}" if len(seeds) > 1 else ""
+    return f"{100 * seeds.mean():.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
