@@ -97,10 +97,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     Returns:
         What `metrics.json` holds.
     """
-    model_arguments, data_arguments, training_arguments = parse(argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    trainer, test_set = prepare(model_arguments, data_arguments, training_arguments)
+    arguments = parse(argv)
+    return run(*prepare(*arguments), *arguments)
 
+
+def run(
+    trainer: MEViTTrainer,
+    test_set: PictureDataset,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    training_arguments: MEViTTrainingArguments,
+) -> dict[str, Any]:
+    """Trains what [`prepare`] made, evaluates it, and writes everything. Returns what `metrics.json` holds."""
     checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
     if checkpoint:
         logger.info("going on from %s", checkpoint)
@@ -350,5 +358,16 @@ def write_model_card(
     ).save(Path(arguments.output_dir) / "README.md")
 
 
+def command_line() -> None:
+    """Runs [`main`], and ends with one line where the input was bad. What fails later keeps its traceback."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        arguments = parse(None)
+        prepared = prepare(*arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: error: {error}")
+    run(*prepared, *arguments)
+
+
 if __name__ == "__main__":
-    main()
+    command_line()

@@ -172,7 +172,7 @@ def test_starts_from_a_backbone(folder, tmp_path):
 def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, folder, tmp_path):
     whole, _ = finished
     output = tmp_path / "run"
-    command = [sys.executable, "-m", "training.train", config_file(tmp_path)]
+    command = [sys.executable, "training/train.py", config_file(tmp_path)]
     command += ["--dataset", str(folder), "--output_dir", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -185,7 +185,7 @@ def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, fo
     (output / "checkpoint-12").mkdir(exist_ok=True)  # the one that was being written
     assert not (output / "metrics.json").exists()
 
-    train.main(command[3:])
+    train.main(command[2:])
     logs = [json.loads((path / "trainer_state.json").read_text())["log_history"] for path in (output, whole)]
     losses = [{entry["step"]: entry["loss"] for entry in log if "loss" in entry} for log in logs]
     assert list(losses[0]) == list(range(1, 19))
@@ -267,6 +267,15 @@ def test_bad_input_is_named_and_nothing_is_written(folder, tmp_path, options, me
     with pytest.raises(ValueError, match=message):
         train.main([config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(output), *options])
     assert not output.exists()
+
+
+def test_bad_input_ends_with_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", config_file(tmp_path), "--dataset", "/no/such/folder"])
+    with pytest.raises(SystemExit, match=r"^train.py: error: .*/no/such/folder.*$"):
+        train.command_line()
+    monkeypatch.setattr("sys.argv", ["train.py", "/no/such/config.yaml"])
+    with pytest.raises(SystemExit, match="^train.py: error: .*/no/such/config.yaml"):
+        train.command_line()
 
 
 def test_a_file_without_settings_is_refused(tmp_path):

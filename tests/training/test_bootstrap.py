@@ -1,0 +1,51 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+
+from training import bootstrap
+
+
+def write_run(directory, labels, predictions, exit_layers) -> str:
+    directory.mkdir()
+    content = {"exit_layers": exit_layers, "labels": labels, "predictions": predictions}
+    (directory / "test_predictions.json").write_text(json.dumps(content))
+    return str(directory)
+
+
+def test_accuracies_and_differences_by_hand(tmp_path, capsys):
+    labels = [0, 1, 2, 3]
+    baseline = write_run(tmp_path / "vit", labels, [[0], [1], [0], [0]], [12])  # 2 of 4
+    seeds = [
+        write_run(tmp_path / "seed_0", labels, [[0, 0], [1, 1], [2, 2], [0, 3]], [6, 12]),  # 3 and 4 of 4
+        write_run(tmp_path / "seed_1", labels, [[0, 0], [1, 1], [0, 0], [0, 0]], [6, 12]),  # 2 and 2 of 4
+    ]
+    rows = bootstrap.main(["--baseline", baseline, "--runs", *seeds])
+    assert [row["accuracy"] for row in rows] == [0.625, 0.75]
+    assert [row["difference"] for row in rows] == [0.125, 0.25]
+    assert rows[0]["std"] == pytest.approx(np.std([0.75, 0.5], ddof=1))
+    assert rows[0]["interval"][0] == 0 < rows[0]["interval"][1]
+    table = capsys.readouterr().out
+    assert "baseline, exit 12: 50.0 (4 photos)" in table
+    assert "| 6 | 62.5 ± 17.7 | +12.5 |" in table
+
+
+def test_interval_of_a_mean_is_about_two_standard_errors_wide():
+    difference = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], p=[0.05, 0.87, 0.08], size=2485)
+    low, high = bootstrap.paired_interval(difference, resamples=2000)
+    error = 1.96 * difference.std() / np.sqrt(len(difference))
+    assert low == pytest.approx(difference.mean() - error, abs=0.1 * error)
+    assert high == pytest.approx(difference.mean() + error, abs=0.1 * error)
+    assert bootstrap.paired_interval(difference, resamples=2000) == (low, high)
+    assert bootstrap.paired_interval(np.zeros(5), resamples=10) == (0, 0)
+
+
+def test_models_tested_on_other_photos_are_not_compared(tmp_path):
+    baseline = write_run(tmp_path / "vit", [0, 1], [[0], [1]], [12])
+    other = write_run(tmp_path / "mevit", [1, 1], [[0], [1]], [12])
+    with pytest.raises(ValueError, match="was tested on other photos than"):
+        bootstrap.main(["--baseline", baseline, "--runs", other])
+    with pytest.raises(ValueError, match="was tested on other labels than"):
+        bootstrap.main(["--baseline", baseline, other, "--runs", baseline])
