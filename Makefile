@@ -18,10 +18,10 @@ test: $(VENV)/installed
 
 # What has to run on both major versions of Transformers, and checkpoints that go from one to the other.
 test-transformers5: $(VENV)/installed $(VENV5)/installed
-	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python -m pytest
+	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python -m pytest -m "not slow"
 
 benchmark: $(VENV)/installed
-	$(VENV)/bin/python training/benchmark.py $(if $(BACKBONE),--backbone $(BACKBONE))
+	$(VENV)/bin/python training/benchmark.py
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff format .

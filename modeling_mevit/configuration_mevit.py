@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a multi-exit Vision Transformer."""
 
+from collections.abc import Iterable
+
 from transformers import ViTConfig
 
 from .exit_policy_mevit import EXIT_POLICIES
@@ -45,6 +47,8 @@ class MEViTConfig(ViTConfig):
     """
 
     model_type = "mevit"
+    # what a Trainer's predictions leave out, so that they are (B, L), as of any image classifier
+    keys_to_ignore_at_inference = ["exit_logits", "exit_scores", "exit_uncertainty", "hidden_states", "attentions"]
 
     def __init__(
         self,
@@ -63,16 +67,32 @@ class MEViTConfig(ViTConfig):
         self.uncertainty_target = uncertainty_target
         self.exit_policy = exit_policy
 
-        _check_exit_layers(self.exit_layers, depth)
-        _check_choice("uncertainty_target", uncertainty_target, UNCERTAINTY_TARGETS)
-        _check_choice("exit_policy", exit_policy, EXIT_POLICIES)
-        _check_grid(self.image_size, self.patch_size)
+        self.check()
 
         # A model class remembers one Auto class only: saving writes its entry, and the code, beside this one.
         self.auto_map = {
             **(getattr(self, "auto_map", None) or {}),
             "AutoModel": "modeling_mevit.MEViTForImageClassification",
         }
+
+    def check(self) -> None:
+        """Raises a `ValueError` where fields allow no model. Models call it too, since fields can be set later."""
+        _check_exit_layers(self.exit_layers, self.num_hidden_layers)
+        _check_choice("uncertainty_target", self.uncertainty_target, UNCERTAINTY_TARGETS)
+        _check_choice("exit_policy", self.exit_policy, EXIT_POLICIES)
+        if self.exit_policy == "margin" and self.num_labels < 2:
+            raise ValueError(f"exit_policy='margin' needs two labels; the model has {self.num_labels}.")
+        _check_grid(self.image_size, self.patch_size)
+
+    @classmethod
+    def check_names(cls, settings: Iterable[str]) -> None:
+        """Raises a `ValueError` where a name is no field, which the library would take for one silently."""
+        known = {*cls().to_dict(), "num_labels", "attn_implementation"}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} is no field of {cls.__name__}; allowed are {', '.join(sorted(known))}."
+            )
 
 
 def _check_exit_layers(exit_layers: list[int], depth: int) -> None:

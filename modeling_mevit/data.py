@@ -93,6 +93,8 @@ def load_splits(
             is none of the classes, train lacks a class, or a picture file cannot be opened.
     """
     name = str(name_or_path)
+    if not name:
+        raise ValueError("the data set's name is empty; allowed are 'demo', a folder or a Hub data set 'owner/name'")
     folder = Path(name).expanduser()
     on_hub = name != "demo" and not folder.exists()
     if not on_hub and (image_column or label_column):
@@ -159,6 +161,8 @@ def _fgvc_aircraft(folder: Path, level: str) -> tuple[Splits, Classes]:
     for split, name in {"train": "train", "validation": "val", "test": "test"}.items():
         annotations = folder / f"images_{level}_{name}.txt"
         lines = [line.split(maxsplit=1) for line in _lines(annotations)]
+        if any(len(line) != 2 for line in lines):
+            raise ValueError(f"{annotations} has a line that is no picture and its class")
         rows = _listed([folder / "images" / f"{image}.jpg" for image, _ in lines], [c for _, c in lines], annotations)
         splits[split] = rows.add_column("banner", [AIRCRAFT_BANNER] * len(rows))
     return splits, {class_name: class_name for class_name in _lines(folder / AIRCRAFT_LEVELS[level])}
@@ -255,7 +259,11 @@ def _lines(file: Path) -> list[str]:
 
 
 def _matlab(file: Path, variable: str) -> np.ndarray:
-    return np.atleast_1d(scipy.io.loadmat(_existing(file), squeeze_me=True)[variable])
+    _existing(file)
+    try:
+        return np.atleast_1d(scipy.io.loadmat(file, squeeze_me=True)[variable])
+    except Exception as error:  # whatever a broken file leads to
+        raise ValueError(f"{file} cannot be read as a MATLAB file with {variable!r}: {error}") from error
 
 
 def _listed(pictures: list[Path], labels: list, annotations: Path) -> datasets.Dataset:

@@ -60,7 +60,16 @@ def exit_scores(policy: str, logits: Tensor, uncertainty: Tensor) -> Tensor:
 
     Returns:
         (B, E), float32, low where the exit is sure.
+
+    Raises:
+        ValueError: where the policy is none of them.
     """
     if policy == "uncertainty":
         return uncertainty.float()
-    return {"confidence": confidence_score, "entropy": entropy_score, "margin": margin_score}[policy](logits)
+    if policy == "confidence":
+        return confidence_score(logits)
+    if policy == "entropy":
+        return entropy_score(logits)
+    if policy == "margin":
+        return margin_score(logits)
+    raise ValueError(f"exit_policy={policy!r} is unknown; allowed are {', '.join(map(repr, EXIT_POLICIES))}.")

@@ -14,7 +14,7 @@ _TEXT = """---
 # {model_name}
 
 A multi-exit Vision Transformer (MEViT): one ViT with a classifier and an uncertainty predictor after encoder layers
-{exit_layers}, fine-tuned on {dataset} ({num_labels} classes). A model cut at an exit is a prefix of the full one, with
+{exit_layers}, trained on {dataset} ({num_labels} classes). A model cut at an exit is a prefix of the full one, with
 the same weights.
 
 ## Results

@@ -71,14 +71,17 @@ class MEViTExit(nn.Module):
         return self.classifier(self.norm(cls_state))
 
 
-class MEViTUncertaintyPredictor(nn.Linear):
+class MEViTUncertaintyPredictor(nn.Module):
     """Equation 3, `u_i = σ(wᵀ f_i(h_i) + b)`, from the logits (B, E, L) of all exits to (B, E).
 
     `weight` is (1, L) where the exits share w and b, else (E, L).
     """
 
     def __init__(self, config: MEViTConfig):
-        super().__init__(config.num_labels, 1 if config.share_uncertainty_predictor else len(config.exit_layers))
+        super().__init__()
+        predictors = 1 if config.share_uncertainty_predictor else len(config.exit_layers)
+        self.weight = nn.Parameter(torch.zeros(predictors, config.num_labels))
+        self.bias = nn.Parameter(torch.zeros(predictors))
 
     def forward(self, exit_logits: Tensor) -> Tensor:
         weight = self.weight.expand(exit_logits.shape[1], -1)  # (E, L)
@@ -109,6 +112,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     accepts_loss_kwargs = False
 
     def __init__(self, config: MEViTConfig):
+        config.check()
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit = ViTModel(config, add_pooling_layer=False)
@@ -204,10 +208,28 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             attentions=tuple(attentions) if output_attentions else None,
         )
 
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MEViTUncertaintyPredictor):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.bias)
+
     @classmethod
-    def from_pretrained(cls, *args, use_safetensors: bool = True, **kwargs):
-        """The library's `from_pretrained`, which here reads safetensors only, unless told otherwise."""
-        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, use_safetensors=True, **kwargs):
+        """The library's `from_pretrained`, of checkpoints of this type and of safetensors only.
+
+        Raises:
+            ValueError: where the checkpoint holds another kind of model, or pickled weights are asked for.
+        """
+        if not use_safetensors:
+            raise ValueError("use_safetensors=False would unpickle weights; allowed is True.")
+        if config is None:
+            download = {name: kwargs[name] for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
+            described, _ = MEViTConfig.get_config_dict(pretrained_model_name_or_path, **download)
+            _check_type(pretrained_model_name_or_path, described.get("model_type"), "mevit", "from_pretrained")
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
+        )
 
     def _exit(self, number: int, cls_state: Tensor) -> Tensor:
         """Logits (B, L) of exit `number` from the [CLS] state (B, d) that its layer gives."""
@@ -238,7 +260,6 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             predictor = model.uncertainty
             predictor.weight = nn.Parameter(predictor.weight[row : row + 1].clone())
             predictor.bias = nn.Parameter(predictor.bias[row : row + 1].clone())
-            predictor.out_features = 1
         model.config.num_hidden_layers = exit_layer
         model.config.exit_layers = [exit_layer]
         return model
@@ -249,7 +270,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         pretrained_model_name_or_path: str,
         *,
         image_size: int | tuple[int, int] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         **kwargs,
     ) -> "MEViTForImageClassification":
         """A multi-exit model on the weights of a pretrained ViT, ready for fine-tuning.
@@ -262,23 +283,30 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             image_size (`int` or `(height, width)`, *optional*):
                 Side of the pictures in pixels. Position embeddings are interpolated (bicubic, as the library's own
                 ViT does) where it is not the checkpoint's.
-            dtype (`torch.dtype`, *optional*, defaults to `torch.float32`):
+            dtype (`torch.dtype` or its name, *optional*, defaults to `torch.float32`):
                 Precision of the model, whatever the checkpoint's is.
             kwargs:
                 Fields of [`MEViTConfig`] that differ from the checkpoint's (`num_labels`, `id2label`, `exit_layers`,
                 `attn_implementation` …), and the library's `revision`, `token`, `cache_dir`, `subfolder`,
                 `local_files_only` and `force_download`.
 
+        Returns:
+            The model, in eval mode.
+
         Raises:
-            ValueError: where the checkpoint holds another kind of model or lacks some of the backbone's weights.
+            ValueError: where the checkpoint holds another kind of model or lacks some of the backbone's weights, or
+                where a field is unknown or would need another backbone.
         """
         download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
+        cls.config_class.check_names(kwargs)
         vit_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **download)
-        if vit_config.model_type != "vit":
-            raise ValueError(
-                f"{pretrained_model_name_or_path} holds a model of type {vit_config.model_type!r}; "
-                f"from_vit starts from type 'vit'."
-            )
+        _check_type(pretrained_model_name_or_path, vit_config.model_type, "vit", "from_vit")
+        for name in _SHAPE_OF_THE_BACKBONE:
+            if kwargs.get(name, getattr(vit_config, name)) != getattr(vit_config, name):
+                raise ValueError(
+                    f"{name}={kwargs[name]} does not fit {pretrained_model_name_or_path}, "
+                    f"whose {name} is {getattr(vit_config, name)}."
+                )
         settings = {name: value for name, value in vit_config.to_dict().items() if name not in _NOT_INHERITED}
         if "num_labels" in kwargs or "id2label" in kwargs:
             settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
@@ -308,10 +336,26 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         model.vit.load_state_dict(weights)
         for layer in config.exit_layers[:-1]:
             model.exits[str(layer)].norm.load_state_dict(vit.layernorm.state_dict())
-        return model.to(dtype)
+        return model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
+
+
+def _check_type(checkpoint: str, given: str, wanted: str, method: str) -> None:
+    if given != wanted:
+        other = "from_pretrained" if method == "from_vit" else "from_vit"
+        hint = f" ({other} reads it)" if given in ("vit", "mevit") else ""
+        raise ValueError(f"{checkpoint} holds a model of type {given!r}{hint}; {method} starts from type {wanted!r}.")
 
 
 _DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+_SHAPE_OF_THE_BACKBONE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
+)
 # what a checkpoint says of itself, not of the backbone
 _NOT_INHERITED = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
 

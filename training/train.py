@@ -14,7 +14,7 @@ import logging
 import os
 import platform
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import datasets
 import torch
 import transformers
 import yaml
-from transformers import DeiTImageProcessor, HfArgumentParser, set_seed
+from transformers import DeiTImageProcessor, HfArgumentParser, TrainerState, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalPrediction
@@ -39,10 +39,12 @@ from modeling_mevit.data import (
 from modeling_mevit.metrics import ExitAccuracy
 from modeling_mevit.model_card import model_card, results_table
 from training.figures import training_curve
-from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint
+from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint, load_strictly
 
 
 logger = logging.getLogger(__name__)
+
+BANNER_NOTE = "cut off below each photo, before the image processor"
 
 
 @dataclass
@@ -110,9 +112,17 @@ def run(
 ) -> dict[str, Any]:
     """Trains what [`prepare`] made, evaluates it, and writes everything. Returns what `metrics.json` holds."""
     checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
-    if checkpoint:
-        logger.info("going on from %s", checkpoint)
-    training = trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = None  # known of a run that was not interrupted
+    if checkpoint and is_finished(checkpoint):
+        # the library would take one more step
+        logger.info("%s is the end of a run; it is evaluated again", checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+        load_strictly(trainer.model, trainer.state.best_model_checkpoint or checkpoint)
+    else:
+        if checkpoint:
+            logger.info("going on from %s", checkpoint)
+        training = trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = None if checkpoint else training.metrics["train_runtime"]
     trainer.save_state()
 
     validation = trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")
@@ -136,11 +146,8 @@ def run(
             }
             for layer in config.exit_layers
         ],
-        "training_seconds": training.metrics["train_runtime"],
-        "recipe": {
-            **recipe(model_arguments, data_arguments, training_arguments),
-            "mixed_precision": trainer.accelerator.mixed_precision,
-        },
+        "training_seconds": seconds,
+        "recipe": recipe(trainer, model_arguments, data_arguments),
         "machine": machine(),
     }
     trainer.write_model_card = lambda: write_model_card(trainer, metrics, model_arguments, data_arguments)
@@ -208,6 +215,9 @@ def prepare(
     Returns:
         The trainer, and the test set.
     """
+    resumed = training_arguments.resume_from_checkpoint
+    if resumed and not Path(resumed, "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint={resumed} is no checkpoint of a run; it has no trainer_state.json.")
     set_seed(training_arguments.seed)
     splits = load_splits(
         data_arguments.dataset,
@@ -240,9 +250,16 @@ def make_image_processor(model_arguments: ModelArguments, data_arguments: DataAr
     if data_arguments.normalization not in ("backbone", "imagenet"):
         raise ValueError(f"normalization={data_arguments.normalization!r} is neither 'backbone' nor 'imagenet'.")
     if data_arguments.normalization == "backbone" and model_arguments.backbone:
-        own, _ = ImageProcessingMixin.get_image_processor_dict(model_arguments.backbone)
+        try:
+            own, _ = ImageProcessingMixin.get_image_processor_dict(model_arguments.backbone)
+        except OSError as error:
+            own = {}
+            logger.debug("no image processor: %s", error)
         if "image_mean" not in own or "image_std" not in own:
-            raise ValueError(f"{model_arguments.backbone} names no mean and deviation; give --normalization imagenet.")
+            raise ValueError(
+                f"{model_arguments.backbone} has no image processor that names mean and standard deviation; "
+                f"give --normalization imagenet, or a backbone that has."
+            )
         mean, std = own["image_mean"], own["image_std"]
     return image_processor_for(
         data_arguments.image_size, image_mean=mean, image_std=std, resize_size=data_arguments.resize_size
@@ -253,12 +270,17 @@ def make_model(
     model_arguments: ModelArguments, image_size: int, class_names: list[str]
 ) -> MEViTForImageClassification:
     """A new model on the weights of the backbone, or on random ones where there is none."""
+    try:
+        further_fields = json.loads(model_arguments.model_config or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model_config={model_arguments.model_config} is no JSON: {error}") from error
+    MEViTConfig.check_names(further_fields)
     settings = {
         "image_size": image_size,
         "exit_layers": model_arguments.exit_layers,
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: label for label, name in enumerate(class_names)},
-        **json.loads(model_arguments.model_config or "{}"),
+        **further_fields,
     }
     if model_arguments.backbone:
         return MEViTForImageClassification.from_vit(model_arguments.backbone, **settings)
@@ -277,17 +299,14 @@ def accuracy_of(exit_layers: list[int]):
     return compute_metrics
 
 
-def recipe(
-    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
-) -> dict[str, Any]:
+def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> dict[str, Any]:
     """The settings that decide the result, by the names under which one would give them again."""
-    training_settings = (
-        "num_train_epochs",
-        "max_steps",
+    training_settings = [
+        "max_steps" if trainer.args.max_steps > 0 else "num_train_epochs",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "optim",
-        "sgd_momentum",
+        *(["sgd_momentum"] if trainer.args.optim == "sgd" else []),
         "learning_rate",
         "weight_decay",
         "lr_scheduler_type",
@@ -298,24 +317,36 @@ def recipe(
         "uncertainty_weight",
         "distillation_temperature",
         "uncertainty_reaches_backbone",
+        "load_best_model_at_end",
         "seed",
-    )
-    values = training_arguments.to_dict()
-    return {
+    ]
+    values = trainer.args.to_dict()
+    settings = {
+        **asdict(model_arguments),
+        **asdict(data_arguments),
+        "dataset": public_name(data_arguments.dataset),
         "backbone": public_name(model_arguments.backbone) if model_arguments.backbone else None,
-        "exit_layers": model_arguments.exit_layers,
-        "model_config": model_arguments.model_config,
-        "image_size": data_arguments.image_size,
-        "resize_size": data_arguments.resize_size,
-        "auto_augment": data_arguments.auto_augment,
-        "num_processes": training_arguments.world_size,
         **{name: values[name] for name in training_settings},
+        "num_processes": trainer.args.world_size,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+        "banner": BANNER_NOTE if "banner" in trainer.train_dataset.rows.column_names else None,
     }
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def public_name(name_or_path: str) -> str:
     """A Hub id as it is; of a local folder its own name, since where it lies is nobody's business."""
-    return Path(name_or_path).resolve().name if os.path.isdir(name_or_path) else name_or_path
+    return Path(name_or_path).expanduser().resolve().name if is_local(name_or_path) else name_or_path
+
+
+def is_local(name_or_path: str) -> bool:
+    return Path(name_or_path).expanduser().is_dir()
+
+
+def is_finished(checkpoint: str) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+    return state.global_step >= state.max_steps
 
 
 def machine() -> dict[str, Any]:
@@ -346,14 +377,15 @@ def write_model_card(
     arguments = trainer.args
     backbone = model_arguments.backbone
     model_card(
-        model_name=arguments.hub_model_id or Path(arguments.output_dir).resolve().name,
+        # the Trainer knows the whole id, owner included, once it has made the repository
+        model_name=getattr(trainer, "hub_model_id", None) or Path(arguments.output_dir).resolve().name,
         dataset=metrics["dataset"],
-        dataset_on_hub="/" in metrics["dataset"],
-        base_model=metrics["recipe"]["backbone"],
-        base_model_on_hub=bool(backbone) and not os.path.isdir(backbone),
+        dataset_on_hub=data_arguments.dataset != "demo" and not is_local(data_arguments.dataset),
+        base_model=metrics["recipe"].get("backbone"),
+        base_model_on_hub=bool(backbone) and not is_local(backbone),
         num_labels=trainer.model.config.num_labels,
         metrics=metrics,
-        recipe={name: value for name, value in metrics["recipe"].items() if value is not None},
+        recipe=metrics["recipe"],
         curve="training_curve.png",
     ).save(Path(arguments.output_dir) / "README.md")
 

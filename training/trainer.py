@@ -50,7 +50,13 @@ class MEViTTrainingArguments(TrainingArguments):
     sgd_momentum: float = field(default=0.9, metadata={"help": "Momentum with `optim: sgd`, whose default has none."})
 
     def __post_init__(self):
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every step gives every parameter a gradient
         super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is no part of this loss; allowed is 0."
+            )
         if self.num_random_exits < 0:
             raise ValueError(f"num_random_exits={self.num_random_exits} is negative; allowed are 0 and more.")
         for name in ("distillation_weight", "uncertainty_weight"):
@@ -75,12 +81,9 @@ def draw_exits(num_exits: int, num_random: int, seed: int, step: int) -> Tensor:
     return drawn
 
 
-def predicted_labels(outputs: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """What evaluation keeps of the model's outputs: the arg-max of each exit, (B, E).
-
-    `outputs` is what the model returns without its loss; the exits' logits come second.
-    """
-    return outputs[1].argmax(-1)
+def predicted_labels(exit_logits: Tensor, labels: Tensor) -> Tensor:
+    """What evaluation keeps of the exits' logits (B, E, L): the arg-max of each, (B, E)."""
+    return exit_logits.argmax(-1)
 
 
 class SetEpochCallback(TrainerCallback):
@@ -102,7 +105,8 @@ class MEViTTrainer(Trainer):
     multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
     ones.
 
-    Evaluation predicts with every exit; `compute_metrics` receives predictions (B, E).
+    Evaluation predicts with every exit; `compute_metrics` receives predictions (B, E). Checkpoints are read as whole
+    models, so that sharded ones (FSDP, DeepSpeed) cannot be resumed.
     """
 
     args: MEViTTrainingArguments
@@ -110,10 +114,11 @@ class MEViTTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("preprocess_logits_for_metrics", predicted_labels)
         super().__init__(*args, **kwargs)
-        self.model.uncertainty_reaches_backbone = self.args.uncertainty_reaches_backbone
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would replace the loss that MEViTTrainer is for; allowed is None.")
         # Set this once there is something to report; until then the card is the library's draft.
         self.write_model_card: Callable[[], None] | None = None
-        self._loss_terms: list[Tensor] = []
+        self._sum_of_terms, self._num_terms = 0.0, 0
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(SetEpochCallback(self.train_dataset))
 
@@ -130,6 +135,7 @@ class MEViTTrainer(Trainer):
 
         inputs = dict(inputs)
         labels = inputs.pop("labels")
+        self.model.uncertainty_reaches_backbone = self.args.uncertainty_reaches_backbone
         outputs = model(**inputs)
         label_loss = cross_entropy(outputs.exit_logits, labels)
         target = uncertainty_target(outputs.exit_logits, labels, self.model.config.uncertainty_target)
@@ -141,18 +147,23 @@ class MEViTTrainer(Trainer):
                 F.pad(divergence, (0, 1)),  # the last exit is the teacher
             )
         )
-        self._loss_terms.append(terms.detach())
+        self._sum_of_terms, self._num_terms = self._sum_of_terms + terms.detach(), self._num_terms + 1
 
         weights = terms.new_tensor([1.0, self.args.uncertainty_weight, self.args.distillation_weight])
         drawn = draw_exits(terms.shape[1], self.args.num_random_exits, self.args.seed, self.state.global_step)
         loss = (weights[:, None] * terms * drawn.to(terms.device)).sum()
         return (loss, outputs) if return_outputs else loss
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Keeps the logits of all exits, where the library's Trainer would keep those of the last one."""
+        ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""
-        if "loss" in logs and self._loss_terms:
-            terms = self.accelerator.reduce(torch.stack(self._loss_terms).mean(0), reduction="mean").tolist()
-            self._loss_terms.clear()
+        if "loss" in logs and self._num_terms:
+            terms = self.accelerator.reduce(self._sum_of_terms / self._num_terms, reduction="mean").tolist()
+            self._sum_of_terms, self._num_terms = 0.0, 0
             exit_layers = self.model.config.exit_layers
             for name, values in zip(("cross_entropy", "uncertainty", "distillation"), terms, strict=True):
                 layers = exit_layers[:-1] if name == "distillation" else exit_layers
@@ -201,8 +212,9 @@ def last_complete_checkpoint(output_dir: str) -> str | None:
 
     The Trainer writes `trainer_state.json` last, so a directory without it was interrupted and is passed over.
     """
-    checkpoints = sorted(Path(output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[-1]))
-    for checkpoint in reversed(checkpoints):
+    checkpoints = {path.name.split("-")[-1]: path for path in Path(output_dir).glob("checkpoint-*")}
+    for step in sorted((int(step) for step in checkpoints if step.isdigit()), reverse=True):
+        checkpoint = checkpoints[str(step)]
         if (checkpoint / "trainer_state.json").is_file():
             return str(checkpoint)
         logger.warning("%s was not written to its end and is passed over", checkpoint)

@@ -47,6 +47,7 @@ def test_names_both_auto_classes_when_saved(tmp_path):
         ({"exit_layers": []}, r"exit_layers=\[\] lacks the last encoder layer"),
         ({"exit_layers": [6.0, 12]}, r"holds something that is no integer"),
         ({"uncertainty_target": "l2"}, r"uncertainty_target='l2' is unknown; allowed are 'distance', 'error'"),
+        ({"exit_policy": "margin", "num_labels": 1}, r"exit_policy='margin' needs two labels; the model has 1"),
         ({"exit_policy": "luck"}, r"exit_policy='luck' is unknown; allowed are 'uncertainty', 'confidence'"),
         ({"image_size": 100}, r"image_size=100 cannot be cut into patches of patch_size=16 pixels"),
         ({"image_size": [224, 100]}, r"image_size=\[224, 100\] cannot be cut"),
@@ -56,3 +57,11 @@ def test_names_both_auto_classes_when_saved(tmp_path):
 def test_what_allows_no_model_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         MEViTConfig(**settings)
+
+
+def test_names_that_are_no_fields_are_refused():
+    MEViTConfig.check_names(["hidden_size", "num_labels", "id2label", "exit_layers", "attn_implementation"])
+    with pytest.raises(
+        ValueError, match="exit_layer, hiden_size is no field of MEViTConfig; allowed are .*exit_layers"
+    ):
+        MEViTConfig.check_names(["hiden_size", "exit_layer", "image_size"])

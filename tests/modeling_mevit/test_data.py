@@ -198,6 +198,9 @@ def test_stanford_cars_bad_annotations(tmp_path):
     write_cars(tmp_path, "cars_train", "cars_train_annos.mat", [1, 2, 4])
     with pytest.raises(ValueError, match="label 4 in row 2 of the train split is none of the 3 classes, 1 to 3"):
         load_splits(tmp_path)
+    (tmp_path / "devkit" / "cars_meta.mat").write_bytes(b"no MATLAB file")
+    with pytest.raises(ValueError, match="cars_meta.mat cannot be read as a MATLAB file with 'class_names'"):
+        load_splits(tmp_path)
     (tmp_path / "devkit" / "cars_meta.mat").unlink()
     with pytest.raises(ValueError, match="cars_meta.mat is missing"):
         load_splits(tmp_path)

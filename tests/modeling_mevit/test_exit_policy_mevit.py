@@ -38,3 +38,5 @@ def test_policy_names_its_score():
     assert exit_scores("confidence", logits, uncertainty).equal(confidence_score(logits))
     assert exit_scores("entropy", logits, uncertainty).equal(entropy_score(logits))
     assert exit_scores("margin", logits, uncertainty).equal(margin_score(logits))
+    with pytest.raises(ValueError, match="exit_policy='luck' is unknown; allowed are 'uncertainty', 'confidence'"):
+        exit_scores("luck", logits, uncertainty)

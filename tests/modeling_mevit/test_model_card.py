@@ -32,7 +32,7 @@ def card(**changes) -> ModelCard:
 
 def test_says_data_recipe_results_and_how_to_load():
     text = card().content
-    assert "after encoder layers\n6, 12, fine-tuned on someone/Grocery (81 classes)" in text
+    assert "after encoder layers\n6, 12, trained on someone/Grocery (81 classes)" in text
     assert "| 6 | 50.0% | 61.0% | 0.505 | 10.9 M |" in text
     assert "| 12 | 52.5% | 62.5% | 1.000 | 21.6 M |" in text
     assert "2,640 train, 296 validation, 2,485 test pictures), from google/vit-base-patch16-224-in21k." in text

@@ -145,6 +145,14 @@ def test_sdpa_and_eager_attention_agree(model, pixel_values):
     torch.testing.assert_close(model(pixel_values).exit_logits, eager(pixel_values).exit_logits, atol=1e-5, rtol=0)
 
 
+def test_compiles_into_one_graph(model, pixel_values, labels):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(pixel_values, labels)
+    given = compiled(pixel_values, labels)
+    torch.testing.assert_close(given.exit_logits, expected.exit_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(given.loss, expected.loss)
+
+
 def test_bfloat16(model, pixel_values, labels):
     expected = model(pixel_values).exit_logits
     outputs = model.bfloat16()(pixel_values, labels)
@@ -189,7 +197,24 @@ def test_from_vit_takes_the_backbone_in_float32(backbone, pixel_values):
     torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-5, rtol=0)
     for name, value in vit.layernorm.state_dict().items():
         assert model.exits["1"].norm.state_dict()[name].equal(value)
-    assert MEViTForImageClassification.from_vit(backbone, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert not MEViTForImageClassification.from_vit(backbone).training
+    for dtype in (torch.bfloat16, "bfloat16"):
+        assert MEViTForImageClassification.from_vit(backbone, dtype=dtype).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_layer": [4]}, "exit_layer is no field of MEViTConfig"),
+        ({"num_hidden_layers": 6}, "num_hidden_layers=6 does not fit .*, whose num_hidden_layers is 4"),
+        ({"patch_size": 8}, "patch_size=8 does not fit .*, whose patch_size is 4"),
+        ({"image_size": 18}, "image_size=18 cannot be cut into patches"),
+        ({"exit_layers": [2, 5]}, r"exit_layers=\[2, 5\] is out of range"),
+    ],
+)
+def test_from_vit_refuses_what_does_not_fit_the_backbone(backbone, settings, message):
+    with pytest.raises(ValueError, match=message):
+        MEViTForImageClassification.from_vit(backbone, **settings)
 
 
 @pytest.mark.parametrize("image_size", [8, 32, [16, 24]])
@@ -221,6 +246,34 @@ def test_from_vit_refuses_another_kind_of_checkpoint(tmp_path):
     )
     with pytest.raises(ValueError, match=r"holds a model of type 'deit'; from_vit starts from type 'vit'"):
         MEViTForImageClassification.from_vit(tmp_path)
+
+
+def test_from_pretrained_refuses_another_kind_of_checkpoint(tmp_path, model, backbone):
+    with pytest.raises(ValueError, match=r"holds a model of type 'vit' \(from_vit reads it\)"):
+        MEViTForImageClassification.from_pretrained(backbone)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"holds a model of type 'mevit' \(from_pretrained reads it\)"):
+        MEViTForImageClassification.from_vit(tmp_path)
+    with pytest.raises(ValueError, match="use_safetensors=False would unpickle weights"):
+        MEViTForImageClassification.from_pretrained(tmp_path, use_safetensors=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_layers": [2, 9]}, "is out of range for 4 encoder layers"),
+        ({"exit_layers": [3, 2]}, "is unsorted"),
+        ({"num_hidden_layers": 3}, "is out of range for 3 encoder layers"),
+        ({"image_size": 18}, "image_size=18 cannot be cut"),
+        ({"exit_policy": "luck"}, "exit_policy='luck' is unknown"),
+    ],
+)
+def test_fields_given_while_loading_are_checked_too(tmp_path, model, settings, message):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        MEViTForImageClassification.from_pretrained(tmp_path, **settings)
+    loaded = MEViTForImageClassification.from_pretrained(tmp_path, exit_policy="margin")
+    assert loaded.config.exit_policy == "margin"
 
 
 def test_from_vit_refuses_a_checkpoint_that_lacks_weights(tmp_path, model):

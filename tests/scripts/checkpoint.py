@@ -33,7 +33,9 @@ def write(directory: Path) -> None:
     pixel_values = torch.randn(4, 3, 16, 16)
     model.save_pretrained(directory)
     with torch.no_grad():
-        np.savez(directory / "expected.npz", pixel_values=pixel_values, logits=model(pixel_values).exit_logits)
+        outputs = model(pixel_values)
+    arrays = {"logits": outputs.exit_logits, "scores": outputs.exit_scores}
+    np.savez(directory / "expected.npz", pixel_values=pixel_values, **arrays)
 
 
 def read(directory: Path, **trust) -> None:
@@ -46,8 +48,9 @@ def read(directory: Path, **trust) -> None:
         assert not any(loading.values()), loading
         assert type(model).__name__ == "MEViTForImageClassification"
         with torch.no_grad():
-            logits = model.eval()(torch.from_numpy(expected["pixel_values"])).exit_logits.numpy()
-        np.testing.assert_allclose(logits, expected["logits"], atol=1e-5)
+            outputs = model.eval()(torch.from_numpy(expected["pixel_values"]))
+        np.testing.assert_allclose(outputs.exit_logits, expected["logits"], atol=1e-5)
+        np.testing.assert_allclose(outputs.exit_scores, expected["scores"], atol=1e-5)
 
 
 class Blocked:

@@ -25,7 +25,6 @@ if __name__ == "__main__":
         per_device_train_batch_size=8 // world_size,
         num_random_exits=1,
         gradient_checkpointing=True,
-        ddp_find_unused_parameters=False,
         learning_rate=0.05,
     )
     trainer.train()

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 from modeling_mevit.data import load_splits, train_transform
 from training import train
@@ -152,8 +152,6 @@ def test_one_exit_is_the_plain_vit(folder, tmp_path):
 
 
 def test_starts_from_a_backbone(folder, tmp_path):
-    from transformers import ViTConfig, ViTModel
-
     backbone = ViTModel(ViTConfig(**SETTINGS["model_config"], image_size=32))
     backbone.save_pretrained(tmp_path / "backbone")
     mean_and_std = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
@@ -167,6 +165,17 @@ def test_starts_from_a_backbone(folder, tmp_path):
     processor = json.loads((tmp_path / "run" / "preprocessor_config.json").read_text())
     assert {key: processor[key] for key in mean_and_std} == mean_and_std
     assert metrics["recipe"]["backbone"] == "backbone"
+
+
+def test_a_backbone_without_an_image_processor_is_named(folder, tmp_path):
+    ViTModel(ViTConfig(**SETTINGS["model_config"], image_size=32)).save_pretrained(tmp_path / "backbone")
+    config = config_file(tmp_path, max_steps=1, model_config=None)
+    options = ["--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="backbone has no image processor that names .* --normalization imagenet"):
+        train.main([config, *options, "--backbone", str(tmp_path / "backbone")])
+    train.prepare(
+        *train.parse([config, *options, "--backbone", str(tmp_path / "backbone"), "--normalization", "imagenet"])
+    )
 
 
 def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, folder, tmp_path):
@@ -192,8 +201,10 @@ def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, fo
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-4)
 
 
-def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("options", [["--hub_model_id", "someone/colours"], []], ids=["named", "unnamed"])
+def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeypatch, options):
     uploads, repositories = [], []
+    output = tmp_path / "colours"
 
     class Done:
         repo_id, is_done = "someone/colours", lambda self: True
@@ -212,15 +223,32 @@ def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeyp
     monkeypatch.setattr("transformers.trainer.create_repo", create_repo)
     monkeypatch.setattr("transformers.trainer.upload_folder", upload_folder)
     config = config_file(tmp_path, max_steps=2, save_strategy="no")
-    options = ["--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
-    train.main([config, *options, "--push_to_hub", "true", "--hub_model_id", "someone/colours"])
+    train.main([config, "--dataset", str(folder), "--output_dir", str(output), "--push_to_hub", "true", *options])
 
-    assert repositories == ["someone/colours"]
+    assert repositories == ["someone/colours" if options else "colours"]
     last = uploads[-1]
     assert last["repo_id"] == "someone/colours"
     assert last["files"] >= {"model.safetensors", "modeling_mevit.py", "config.json", "README.md", "metrics.json"}
-    card = (tmp_path / "run" / "README.md").read_text()
+    card = (output / "README.md").read_text()
     assert 'from_pretrained("someone/colours", trust_remote_code=True)' in card
+
+
+def test_a_finished_run_is_evaluated_again_and_not_trained_further(folder, tmp_path):
+    config = config_file(tmp_path, max_steps=4, save_steps=2, lr_scheduler_type="constant")
+    command = [config, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
+    first = train.main(command)
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    second = train.main(command)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+    assert second["exits"] == first["exits"]
+    assert second["training_seconds"] is None and first["training_seconds"] > 0
+
+
+def test_local_names_keep_their_place_to_themselves(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "photos").mkdir()
+    assert train.public_name("~/photos") == train.public_name(str(tmp_path / "photos")) == "photos"
+    assert train.public_name("Donghyun99/Stanford-Cars") == "Donghyun99/Stanford-Cars"
 
 
 def test_options_win_over_the_file(tmp_path):
@@ -260,6 +288,10 @@ def test_every_config_is_understood(name):
         (["--normalization", "none"], "normalization='none' is neither 'backbone' nor 'imagenet'"),
         (["--learnin_rate", "1"], "--learnin_rate 1 is no option of train.py"),
         (["--num_random_exits", "-1"], "num_random_exits=-1 is negative"),
+        (["--dataset", ""], "the data set's name is empty"),
+        (["--model_config", "{bad"], "model_config={bad is no JSON"),
+        (["--model_config", '{"hidden_siz": 32}'], "hidden_siz is no field of MEViTConfig"),
+        (["--resume_from_checkpoint", "/no/checkpoint"], "resume_from_checkpoint=/no/checkpoint is no checkpoint"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(folder, tmp_path, options, message):
@@ -304,3 +336,19 @@ def test_trains_on_real_photos_from_a_real_backbone(tmp_path, dataset):
     splits = load_splits(shared / "data" / dataset)
     assert trainer.model.config.num_labels == {"stanford_cars": 196, "grocery_store": 81}[dataset]
     assert len(test_set) == len(splits["test"])
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_its_promises(tmp_path):
+    """What `make demo` does: every exit at three times chance at least, the last one above 80 %."""
+    command = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
+    command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(os.cpu_count())]
+    command += ["training/train.py", "training/configs/demo.yaml", "--output_dir", str(tmp_path / "demo")]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    accuracies = [row["test_accuracy"] for row in metrics["exits"]]
+    assert min(accuracies) >= 3 / 12
+    assert accuracies[-1] > 0.8
+    assert "| exit | validation accuracy | test accuracy | cost | parameters |" in result.stdout

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import Trainer, TrainingArguments
 
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import PictureDataset, image_processor_for, train_transform
@@ -191,6 +192,36 @@ def test_sgd_has_momentum(tmp_path):
     assert "momentum" not in make_trainer(tmp_path).create_optimizer().param_groups[0]
 
 
+def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        model=tiny_model(),
+        args=arguments,
+        train_dataset=random_pictures(16),
+        eval_dataset=random_pictures(10),
+        compute_metrics=lambda evaluation: {
+            "accuracy": (evaluation.predictions.argmax(1) == evaluation.label_ids).mean()
+        },
+    )
+    assert trainer.train().global_step == 2
+    assert trainer.predict(trainer.eval_dataset).predictions.shape == (10, 5)
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+
+
+def test_no_search_for_unused_parameters_unless_asked_for(tmp_path):
+    assert make_trainer(tmp_path).args.ddp_find_unused_parameters is False
+    assert make_trainer(tmp_path, ddp_find_unused_parameters=True).args.ddp_find_unused_parameters is True
+
+
+def test_another_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func would replace the loss"):
+        MEViTTrainer(
+            model=tiny_model(),
+            args=MEViTTrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+            compute_loss_func=lambda outputs, labels, **kwargs: outputs.loss,
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -198,6 +229,7 @@ def test_sgd_has_momentum(tmp_path):
         ({"distillation_weight": -0.5}, "distillation_weight=-0.5 is negative"),
         ({"uncertainty_weight": -1.0}, "uncertainty_weight=-1.0 is negative"),
         ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 is not above 0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is no part of this loss"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, settings, message):
@@ -236,7 +268,9 @@ def uninterrupted(tmp_path_factory):
 def resumable(workers: int, best: bool) -> dict:
     settings = {"dataloader_num_workers": workers, "num_random_exits": 1, "save_strategy": "steps", "save_steps": 1}
     if best:
+        # the loss falls from step to step, so that the "best" one is the first and not what training ends with
         settings |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+        settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}
     return settings
 
 
@@ -258,6 +292,7 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, uninterrupted,
     assert_same_weights(resumed.model, whole.model)
     if best:
         chosen = whole.state.best_model_checkpoint
+        assert not chosen.endswith("checkpoint-10")
         assert_same_weights(whole.model, MEViTForImageClassification.from_pretrained(chosen))
 
 
@@ -297,7 +332,7 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, caplog):
     assert last_complete_checkpoint(str(tmp_path / "nothing")) is None
-    for step in (9, 10, 100):
+    for step in (9, 10, 100, "best"):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_complete_checkpoint(str(tmp_path)) is None
     for step in (9, 10):
