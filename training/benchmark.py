@@ -4,8 +4,9 @@
 
     python training/benchmark.py [--output benchmark.json]
 
-Time: the library's ViT with cross entropy and MEViT with 7 exits, both ViT-S/14, in one process, steps in turn; the median ratio
-of the pairs. Memory: maximum resident set of a fresh process each. Weights are random; they matter for neither.
+Time: the library's ViT with cross entropy and MEViT with 7 exits, both ViT-S/14 with random weights (which matter for
+neither measure), in one process, steps in turn; the median ratio of the pairs. Memory: maximum resident set of a fresh
+process each.
 """
 
 import json
