@@ -125,6 +125,7 @@ def run(
         seconds = None if checkpoint else training.metrics["train_runtime"]
     trainer.save_state()
 
+    trainer.leave_mixed_precision()
     validation = trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")
     test = trainer.predict(test_set, metric_key_prefix="test")
     config = trainer.model.config

@@ -159,6 +159,12 @@ class MEViTTrainer(Trainer):
         ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
 
+    def leave_mixed_precision(self) -> None:
+        """From here on the model runs in its own precision, as it will where it is loaded. For after training."""
+        self.accelerator.native_amp = False
+        self.use_cpu_amp = False  # the same switch of Transformers 4 on CPU
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""
         if "loss" in logs and self._num_terms:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.state import AcceleratorState
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
@@ -184,6 +185,30 @@ def test_evaluation_reports_every_exit(tmp_path):
         expected = np.mean(predictions[:, place] == np.arange(10) % 5)
         assert metrics[f"eval_accuracy/exit_{layer}"] == pytest.approx(expected)
     assert metrics["eval_accuracy"] == metrics["eval_accuracy/exit_6"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["asked of accelerate", "asked of the Trainer"])
+def test_final_evaluation_is_in_the_precision_of_the_checkpoint(tmp_path, monkeypatch, settings, trained):
+    monkeypatch.setattr("training.trainer.predicted_labels", lambda exit_logits, labels: exit_logits)
+    # set for the test alone; the arguments write it into the environment
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer.compute_metrics = None
+    if trained:
+        trainer.train()
+        mixed = trainer.predict(trainer.eval_dataset).predictions
+    trainer.leave_mixed_precision()
+    given = trainer.predict(trainer.eval_dataset).predictions
+    AcceleratorState._reset_state()
+
+    pixel_values = torch.stack([sample["pixel_values"] for sample in trainer.eval_dataset])
+    with torch.no_grad():
+        expected = trainer.model.eval()(pixel_values).exit_logits.numpy()
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    if trained:
+        assert np.abs(mixed - expected).max() > 1e-4
 
 
 def test_sgd_has_momentum(tmp_path):
