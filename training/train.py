@@ -113,7 +113,7 @@ def run(
     """Trains what [`prepare`] made, evaluates it, and writes everything. Returns what `metrics.json` holds."""
     checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
     seconds = None  # known of a run that was not interrupted
-    if checkpoint and is_finished(checkpoint):
+    if checkpoint and is_finished(checkpoint, training_arguments):
         # the library would take one more step
         logger.info("%s is the end of a run; it is evaluated again", checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
@@ -301,7 +301,7 @@ def accuracy_of(exit_layers: list[int]):
 
 
 def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> dict[str, Any]:
-    """The settings that decide the result, by the names under which one would give them again."""
+    """The settings that decide the result, by the names of the options; `banner` notes what the data's layout adds."""
     training_settings = [
         "max_steps" if trainer.args.max_steps > 0 else "num_train_epochs",
         "per_device_train_batch_size",
@@ -322,6 +322,7 @@ def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_argument
         "seed",
     ]
     values = trainer.args.to_dict()
+    is_aircraft = "banner" in trainer.train_dataset.rows.column_names
     settings = {
         **asdict(model_arguments),
         **asdict(data_arguments),
@@ -330,7 +331,8 @@ def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_argument
         **{name: values[name] for name in training_settings},
         "num_processes": trainer.args.world_size,
         "mixed_precision": trainer.accelerator.mixed_precision,
-        "banner": BANNER_NOTE if "banner" in trainer.train_dataset.rows.column_names else None,
+        "aircraft_level": data_arguments.aircraft_level if is_aircraft else None,
+        "banner": BANNER_NOTE if is_aircraft else None,
     }
     return {name: value for name, value in settings.items() if value is not None}
 
@@ -344,10 +346,12 @@ def is_local(name_or_path: str) -> bool:
     return Path(name_or_path).expanduser().is_dir()
 
 
-def is_finished(checkpoint: str) -> bool:
-    """Whether a checkpoint is the last one of its run."""
+def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> bool:
+    """Whether a checkpoint already is as far as the arguments want to train."""
     state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
-    return state.global_step >= state.max_steps
+    if training_arguments.max_steps > 0:
+        return state.global_step >= training_arguments.max_steps
+    return state.epoch >= training_arguments.num_train_epochs
 
 
 def machine() -> dict[str, Any]:

@@ -246,6 +246,13 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_further(folder, tmp_p
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
     assert second["exits"] == first["exits"]
     assert second["training_seconds"] is None and first["training_seconds"] > 0
+    checkpoint = str(tmp_path / "run" / "checkpoint-4")  # of 6 steps an epoch
+    for options, finished in (
+        (["--max_steps", "4"], True),
+        (["--max_steps", "5"], False),
+        (["--max_steps", "-1"], False),
+    ):
+        assert train.is_finished(checkpoint, train.parse([config, *options])[2]) is finished
 
 
 def test_local_names_keep_their_place_to_themselves(tmp_path, monkeypatch):
