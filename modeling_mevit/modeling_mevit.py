@@ -166,17 +166,17 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 f"this model's are for image_size={config.image_size} and patch_size={config.patch_size}."
             )
 
+        pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
+        hidden_state = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        hidden_states = [hidden_state] if output_hidden_states else []
         attentions: list[Tensor] = []
+        exit_logits = []
         layers = encoder_layers(self.vit)
         hooks = [
             self_attention(layer).register_forward_hook(lambda module, args, output: attentions.append(output[1]))
             for layer in layers
             if output_attentions
         ]
-        pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_state = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
-        hidden_states = [hidden_state] if output_hidden_states else []
-        exit_logits = []
         try:
             for number, layer in enumerate(layers, start=1):
                 hidden_state = layer(hidden_state)  # (B, N, d)

@@ -130,6 +130,8 @@ def test_attentions_are_those_of_the_library_with_eager_attention(pixel_values):
     for ours, theirs in zip(given, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     assert model(pixel_values).attentions is None
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model(pixel_values[..., :12], output_attentions=True)
     assert not any(module._forward_hooks for module in model.modules())
 
 
