@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits."""
 
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from modeling_mevit.loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
@@ -216,12 +217,14 @@ def load_strictly(model: torch.nn.Module, checkpoint: str) -> None:
 def last_complete_checkpoint(output_dir: str) -> str | None:
     """The newest checkpoint in a directory that was written to its end, or None.
 
-    The Trainer writes `trainer_state.json` last, so a directory without it was interrupted and is passed over.
+    The Trainer writes `trainer_state.json` last: a directory without a whole one was interrupted and is passed over.
     """
     checkpoints = {path.name.split("-")[-1]: path for path in Path(output_dir).glob("checkpoint-*")}
     for step in sorted((int(step) for step in checkpoints if step.isdigit()), reverse=True):
         checkpoint = checkpoints[str(step)]
-        if (checkpoint / "trainer_state.json").is_file():
+        try:
+            TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             return str(checkpoint)
-        logger.warning("%s was not written to its end and is passed over", checkpoint)
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s was not written to its end and is passed over", checkpoint)
     return None

@@ -186,7 +186,7 @@ def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, fo
     command += ["--dataset", str(folder), "--output_dir", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (output / "checkpoint-8" / "trainer_state.json").is_file():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0].decode()
         time.sleep(0.01)

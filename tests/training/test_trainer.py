@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import PictureDataset, image_processor_for, train_transform
@@ -361,6 +361,8 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, c
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_complete_checkpoint(str(tmp_path)) is None
     for step in (9, 10):
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+        TrainerState().save_to_json(str(tmp_path / f"checkpoint-{step}" / "trainer_state.json"))
+    whole = (tmp_path / "checkpoint-10" / "trainer_state.json").read_text()
+    (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(whole[: len(whole) // 2])
     assert last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-100 was not written to its end" in caplog.text
