@@ -396,7 +396,7 @@ def write_model_card(
 
 
 def command_line() -> None:
-    """Runs [`main`], and ends with one line where the input was bad. What fails later keeps its traceback."""
+    """[`main`] that ends with one line where the input was bad. What fails later keeps its traceback."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
     try:
         arguments = parse(None)
