@@ -55,6 +55,7 @@ def load_splits(
     label_column: str | None = None,
     aircraft_level: str = "variant",
     validation_fraction: float = 0.1,
+    selection_fraction: float = 0.0,
     seed: int = 0,
 ) -> datasets.DatasetDict:
     """Reads a data set, from a folder, from the Hub or drawn by code, as train, validation and test.
@@ -81,6 +82,8 @@ def load_splits(
             type `ClassLabel`.
         aircraft_level: `"variant"`, `"family"` or `"manufacturer"`, for FGVC-Aircraft in its original layout.
         validation_fraction: part of each class, between 0 and 1, held out where there is no validation split.
+        selection_fraction: part of each class of train, from 0 to below 1, that is moved to validation once the splits
+            stand: more pictures to choose a recipe by.
         seed: decides, together with the data, which pictures are held out.
 
     Returns:
@@ -119,9 +122,15 @@ def load_splits(
 
     if not 0 < validation_fraction < 1:
         raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+    if not 0 <= selection_fraction < 1:
+        raise ValueError(f"selection_fraction must lie from 0 to below 1, got {selection_fraction}")
     fractions = {"test": TEST_FRACTION, "validation": validation_fraction}
     fractions = {split: fraction for split, fraction in fractions.items() if split not in splits}
     splits |= _held_out(splits["train"], fractions, seed)
+    if selection_fraction:
+        moved = _held_out(splits["train"], {"selection": selection_fraction}, seed)
+        splits["train"] = moved["train"]
+        splits["validation"] = datasets.concatenate_datasets([splits["validation"], moved["selection"]])
     return datasets.DatasetDict({split: splits[split] for split in SPLIT_NAMES})
 
 

@@ -88,15 +88,16 @@ def model_card(
         recipe: setting → value, shown as a table.
         curve: file name of the training curve's picture beside the card.
     """
+    split = measured_splits(metrics["exits"])[-1]
     results = [
         EvalResult(
             task_type="image-classification",
             dataset_type=dataset if dataset_on_hub else dataset.lower().replace(" ", "-"),
             dataset_name=dataset,
-            dataset_split="test",
+            dataset_split=split,
             metric_type="accuracy",
             metric_name=f"Accuracy of exit {row['exit']}",
-            metric_value=round(row["test_accuracy"], 4),
+            metric_value=round(row[f"{split}_accuracy"], 4),
         )
         for row in metrics["exits"]
     ]
@@ -126,15 +127,20 @@ def model_card(
     return ModelCard(text)
 
 
+def measured_splits(exits: list[dict[str, Any]]) -> list[str]:
+    """Which of validation and test the exits were measured on; a run that chooses a recipe leaves test alone."""
+    return [split for split in ("validation", "test") if f"{split}_accuracy" in exits[0]]
+
+
 def results_table(exits: list[dict[str, Any]]) -> str:
-    """Markdown table: exit · validation accuracy · test accuracy · cost relative to the plain ViT · parameters."""
+    """Markdown table: exit · accuracy on each split measured · cost relative to the plain ViT · parameters."""
+    splits = measured_splits(exits)
     return _table(
-        ("exit", "validation accuracy", "test accuracy", "cost", "parameters"),
+        ("exit", *(f"{split} accuracy" for split in splits), "cost", "parameters"),
         (
             (
                 row["exit"],
-                f"{row['validation_accuracy']:.1%}",
-                f"{row['test_accuracy']:.1%}",
+                *(f"{row[f'{split}_accuracy']:.1%}" for split in splits),
                 f"{row['cost']:.3f}",
                 f"{row['parameters'] / 1e6:.1f} M",
             )

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares trained models on the same test photos, with a 95 % paired bootstrap interval of each difference.
+"""Compares trained models on the same photos, with a 95 % paired bootstrap interval of each difference.
 
     python training/bootstrap.py --baseline runs/vit --runs runs/mevit
 
@@ -21,20 +21,27 @@ from transformers import HfArgumentParser
 class BootstrapArguments:
     baseline: list[str] = field(metadata={"help": "Output directories whose last exit is compared with."})
     runs: list[str] = field(metadata={"help": "Output directories of which every exit is compared."})
-    resamples: int = field(default=10_000, metadata={"help": "Bootstrap samples of the test photos."})
+    split: str = field(
+        default="test", metadata={"help": "'test', or 'validation', for a recipe is chosen without the test photos."}
+    )
+    resamples: int = field(default=10_000, metadata={"help": "Bootstrap samples of the photos."})
+
+    def __post_init__(self):
+        if self.split not in ("test", "validation"):
+            raise ValueError(f"split={self.split!r} is neither 'test' nor 'validation'.")
 
 
-def correct_predictions(directories: list[str]) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Reads `test_predictions.json` of each directory.
+def correct_predictions(directories: list[str], split: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """Reads the predictions on a split from each directory.
 
     Returns:
         The exit layers; which predictions are right, (seeds, N, E); the labels, (N,).
     """
-    files = [json.loads((Path(directory) / "test_predictions.json").read_text()) for directory in directories]
+    files = [json.loads(Path(directory, f"{split}_predictions.json").read_text()) for directory in directories]
     for directory, file in zip(directories, files, strict=True):
         for name in ("exit_layers", "labels"):
             if file[name] != files[0][name]:
-                raise ValueError(f"{directory} was tested on other {name} than {directories[0]}.")
+                raise ValueError(f"{directory} was measured on other {name} than {directories[0]}.")
     labels = np.array(files[0]["labels"])
     right = np.stack([np.array(file["predictions"]) == labels[:, None] for file in files])
     return files[0]["exit_layers"], right, labels
@@ -55,10 +62,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
         One row for each exit: `exit`, `accuracy`, `std` (over seeds), `difference`, `interval` (shares, not per cent).
     """
     (arguments,) = HfArgumentParser(BootstrapArguments).parse_args_into_dataclasses(argv)
-    base_layers, base, base_labels = correct_predictions(arguments.baseline)
-    layers, right, labels = correct_predictions(arguments.runs)
+    base_layers, base, base_labels = correct_predictions(arguments.baseline, arguments.split)
+    layers, right, labels = correct_predictions(arguments.runs, arguments.split)
     if not np.array_equal(labels, base_labels):
-        raise ValueError(f"{arguments.runs[0]} was tested on other photos than {arguments.baseline[0]}.")
+        raise ValueError(f"{arguments.runs[0]} was measured on other photos than {arguments.baseline[0]}.")
 
     plain = base[:, :, -1]  # (seeds, N)
     print(f"baseline, exit {base_layers[-1]}: {_mean_and_std(plain.mean(1))} ({len(labels)} photos)\n")

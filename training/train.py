@@ -79,6 +79,12 @@ class DataArguments:
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Part of train held out per class where there is no validation split."}
     )
+    selection_fraction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Part of train moved to validation per class, to choose a recipe by; test is then not looked at."
+        },
+    )
     image_size: int = field(default=224, metadata={"help": "Side in pixels of what the model sees."})
     resize_size: int | None = field(
         default=None, metadata={"help": "Side in pixels to which pictures are resized before the crop; 600/448 of it."}
@@ -105,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def run(
     trainer: MEViTTrainer,
-    test_set: PictureDataset,
+    test_set: PictureDataset | None,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: MEViTTrainingArguments,
@@ -126,22 +132,24 @@ def run(
     trainer.save_state()
 
     trainer.leave_mixed_precision()
-    validation = trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")
-    test = trainer.predict(test_set, metric_key_prefix="test")
     config = trainer.model.config
+    measured = {"validation": trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")}
+    if test_set is not None:
+        measured["test"] = trainer.predict(test_set, metric_key_prefix="test")
     costs, parameters = exit_costs(config), exit_parameters(config)
     metrics = {
         "dataset": public_name(data_arguments.dataset),
         "num_samples": {
             "train": len(trainer.train_dataset),
-            "validation": len(trainer.eval_dataset),
-            "test": len(test_set),
+            **{split: len(output.label_ids) for split, output in measured.items()},
         },
         "exits": [
             {
                 "exit": layer,
-                "validation_accuracy": validation.metrics[f"validation_accuracy/exit_{layer}"],
-                "test_accuracy": test.metrics[f"test_accuracy/exit_{layer}"],
+                **{
+                    f"{split}_accuracy": output.metrics[f"{split}_accuracy/exit_{layer}"]
+                    for split, output in measured.items()
+                },
                 "cost": costs[layer],
                 "parameters": parameters[layer],
             }
@@ -156,14 +164,15 @@ def run(
         output = Path(training_arguments.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / "metrics.json", metrics)
-        write_json(
-            output / "test_predictions.json",
-            {
-                "exit_layers": config.exit_layers,
-                "labels": test.label_ids.tolist(),
-                "predictions": test.predictions.tolist(),
-            },
-        )
+        for split, predicted in measured.items():
+            write_json(
+                output / f"{split}_predictions.json",
+                {
+                    "exit_layers": config.exit_layers,
+                    "labels": predicted.label_ids.tolist(),
+                    "predictions": predicted.predictions.tolist(),
+                },
+            )
         training_curve(trainer.state.log_history, config.exit_layers).savefig(output / "training_curve.png", dpi=120)
         print(f"\n{results_table(metrics['exits'])}\n\nEverything is in {output}.")
 
@@ -210,11 +219,11 @@ def options_of(config_file: str) -> list[str]:
 
 def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
-) -> tuple[MEViTTrainer, PictureDataset]:
+) -> tuple[MEViTTrainer, PictureDataset | None]:
     """Data, image processor, model and trainer, from the arguments. All are checked before anything is written.
 
     Returns:
-        The trainer, and the test set.
+        The trainer, and the test set; None for a run that is to choose a recipe.
     """
     resumed = training_arguments.resume_from_checkpoint
     if resumed and not Path(resumed, "trainer_state.json").is_file():
@@ -226,6 +235,7 @@ def prepare(
         label_column=data_arguments.label_column,
         aircraft_level=data_arguments.aircraft_level,
         validation_fraction=data_arguments.validation_fraction,
+        selection_fraction=data_arguments.selection_fraction,
     )
     image_processor = make_image_processor(model_arguments, data_arguments)
     model = make_model(model_arguments, data_arguments.image_size, splits["train"].features["label"].names)
@@ -242,7 +252,8 @@ def prepare(
         processing_class=image_processor,
         compute_metrics=accuracy_of(model.config.exit_layers),
     )
-    return trainer, PictureDataset(splits["test"], testing)
+    choosing = data_arguments.selection_fraction > 0
+    return trainer, None if choosing else PictureDataset(splits["test"], testing)
 
 
 def make_image_processor(model_arguments: ModelArguments, data_arguments: DataArguments) -> DeiTImageProcessor:

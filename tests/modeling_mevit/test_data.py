@@ -112,6 +112,21 @@ def test_validation_is_held_out_per_class(tmp_path):
     assert Counter(larger["validation"]["label"]) == {0: 10, 1: 5}
 
 
+def test_selection_moves_a_part_of_each_class_to_validation(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 20, "dog": 10})
+    write_classes(tmp_path / "val", {"cat": 3, "dog": 2})
+    write_classes(tmp_path / "test", {"cat": 1, "dog": 1})
+    plain, selection = load_splits(tmp_path), load_splits(tmp_path, selection_fraction=0.2)
+    assert Counter(selection["train"]["label"]) == {0: 16, 1: 8}
+    assert Counter(selection["validation"]["label"]) == {0: 3 + 4, 1: 2 + 2}
+    assert files(selection["test"]) == files(plain["test"])
+    for split in ("train", "validation"):
+        paths = {row["path"] for row in selection[split]["image"]}
+        assert len(paths) == len(selection[split])
+    moved = {row["path"] for row in selection["validation"]["image"]} & {r["path"] for r in plain["train"]["image"]}
+    assert len(moved) == 6 and not moved & {row["path"] for row in selection["train"]["image"]}
+
+
 def test_flat_folder_is_train_only(tmp_path):
     flat = write_classes(tmp_path / "brackets [1]", {"cat": 10, "test kit": 20, "two": 1})
     write(flat / "cat" / "closer" / "validation_99.PNG")
@@ -445,6 +460,8 @@ def test_folder_bad_input(tmp_path):
         load_splits(pets)
     with pytest.raises(ValueError, match="validation_fraction must lie between 0 and 1, got 1.5"):
         load_splits(pets, validation_fraction=1.5)
+    with pytest.raises(ValueError, match="selection_fraction must lie from 0 to below 1, got 1.0"):
+        load_splits(pets, selection_fraction=1.0)
     with pytest.raises(ValueError, match="image_column and label_column are for Hub data sets only"):
         load_splits(pets, label_column="species")
     with pytest.raises(ValueError, match=r"at least two classes are needed, and train has \['pets'\]"):

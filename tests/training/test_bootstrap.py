@@ -8,10 +8,10 @@ import pytest
 from training import bootstrap
 
 
-def write_run(directory, labels, predictions, exit_layers) -> str:
-    directory.mkdir()
+def write_run(directory, labels, predictions, exit_layers, split="test") -> str:
+    directory.mkdir(exist_ok=True)
     content = {"exit_layers": exit_layers, "labels": labels, "predictions": predictions}
-    (directory / "test_predictions.json").write_text(json.dumps(content))
+    (directory / f"{split}_predictions.json").write_text(json.dumps(content))
     return str(directory)
 
 
@@ -42,10 +42,20 @@ def test_interval_of_a_mean_is_about_two_standard_errors_wide():
     assert bootstrap.paired_interval(np.zeros(5), resamples=10) == (0, 0)
 
 
-def test_models_tested_on_other_photos_are_not_compared(tmp_path):
+def test_models_measured_on_other_photos_are_not_compared(tmp_path):
     baseline = write_run(tmp_path / "vit", [0, 1], [[0], [1]], [12])
     other = write_run(tmp_path / "mevit", [1, 1], [[0], [1]], [12])
-    with pytest.raises(ValueError, match="was tested on other photos than"):
+    with pytest.raises(ValueError, match="was measured on other photos than"):
         bootstrap.main(["--baseline", baseline, "--runs", other])
-    with pytest.raises(ValueError, match="was tested on other labels than"):
+    with pytest.raises(ValueError, match="was measured on other labels than"):
         bootstrap.main(["--baseline", baseline, other, "--runs", baseline])
+
+
+def test_a_recipe_is_chosen_without_the_test_photos(tmp_path):
+    for split, prediction in {"test": 0, "validation": 1}.items():
+        runs = [write_run(tmp_path / name, [1], [[prediction]], [12], split) for name in ("vit", "mevit")]
+    comparison = ["--baseline", runs[0], "--runs", runs[1]]
+    assert bootstrap.main(comparison)[0]["accuracy"] == 0
+    assert bootstrap.main([*comparison, "--split", "validation"])[0]["accuracy"] == 1
+    with pytest.raises(ValueError, match="split='train' is neither 'test' nor 'validation'"):
+        bootstrap.main([*comparison, "--split", "train"])

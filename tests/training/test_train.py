@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
@@ -91,6 +91,7 @@ def test_writes_everything(finished):
         "preprocessor_config.json",
         "metrics.json",
         "test_predictions.json",
+        "validation_predictions.json",
         "training_curve.png",
         "README.md",
     }
@@ -111,6 +112,19 @@ def test_metrics_are_of_every_exit(finished):
     assert parameters[1] - parameters[0] == parameters[2] - parameters[1] > 0
     assert metrics["recipe"]["learning_rate"] == 0.003
     assert metrics["dataset"].startswith("colours") and "/" not in metrics["dataset"]
+
+
+def test_a_run_that_chooses_a_recipe_leaves_test_alone(folder, tmp_path, capsys):
+    output = tmp_path / "run"
+    options = ["--dataset", str(folder), "--output_dir", str(output), "--max_steps", "1"]
+    metrics = train.main([config_file(tmp_path), *options, "--selection_fraction", "0.25"])
+    assert metrics["num_samples"] == {"train": 27, "validation": 12 + 9}
+    assert "validation_accuracy" in metrics["exits"][0] and "test_accuracy" not in metrics["exits"][0]
+    assert len(json.loads((output / "validation_predictions.json").read_text())["labels"]) == 21
+    assert not (output / "test_predictions.json").exists()
+    assert "| exit | validation accuracy | cost | parameters |" in capsys.readouterr().out
+    results = ModelCard.load(output / "README.md").data.eval_results
+    assert {result.dataset_split for result in results} == {"validation"}
 
 
 def test_prints_the_table(folder, tmp_path, capsys):
