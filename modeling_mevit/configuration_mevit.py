@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a multi-exit Vision Transformer."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 from transformers import ViTConfig
 
 from .exit_policy_mevit import EXIT_POLICIES
 
 
+UNCERTAINTY_INPUTS = ("logits", "probabilities", "hidden_state")
 UNCERTAINTY_TARGETS = ("distance", "error")
 
 
@@ -22,12 +24,22 @@ class MEViTConfig(ViTConfig):
             the later half of the encoder: `[6, 7, 8, 9, 10, 11, 12]` of 12 layers.
         share_uncertainty_predictor (`bool`, *optional*, defaults to `True`):
             Whether all exits use one uncertainty predictor, as in the paper (equation 3), or one each.
+        uncertainty_input (`str`, *optional*, defaults to `"logits"`):
+            What the predictor reads of its exit: `"logits"`, as in the paper, `"probabilities"`, the softmax in
+            descending order, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
         uncertainty_target (`str`, *optional*, defaults to `"distance"`):
             What the predictor learns (equation 4): `"distance"`, tanh of the L1 distance between softmax and one-hot
             label, or `"error"`, 1 where the exit's arg-max is wrong and 0 elsewhere.
         exit_policy (`str`, *optional*, defaults to `"uncertainty"`):
-            Which score of an exit says how sure it is: `"uncertainty"`, `"confidence"`, `"entropy"` or `"margin"`.
-            Low means sure, for all of them.
+            What tells that an exit is sure: its score, `"uncertainty"`, `"confidence"`, `"entropy"` or `"margin"`, of
+            which low means sure; or `"patience"`, several exits in a row that agree.
+        exit_thresholds (`float` or `list[float]`, *optional*):
+            A sample leaves at an early exit whose score is under its threshold: one number for all early exits, or
+            one for each, the last exit having none. Calibration chooses them.
+        patience (`int`, *optional*, defaults to 2):
+            How many exits in a row must agree under `exit_policy="patience"`.
+        early_exit (`bool`, *optional*, defaults to `False`):
+            Whether `model(pixel_values)` in eval mode lets samples leave early.
         kwargs:
             The arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
 
@@ -48,14 +60,25 @@ class MEViTConfig(ViTConfig):
 
     model_type = "mevit"
     # what a Trainer's predictions leave out, so that they are (B, L), as of any image classifier
-    keys_to_ignore_at_inference = ["exit_logits", "exit_scores", "exit_uncertainty", "hidden_states", "attentions"]
+    keys_to_ignore_at_inference = [
+        "exit_layer",
+        "exit_logits",
+        "exit_scores",
+        "exit_uncertainty",
+        "hidden_states",
+        "attentions",
+    ]
 
     def __init__(
         self,
         exit_layers: list[int] | None = None,
         share_uncertainty_predictor: bool = True,
+        uncertainty_input: str = "logits",
         uncertainty_target: str = "distance",
         exit_policy: str = "uncertainty",
+        exit_thresholds: list[float] | float | None = None,
+        patience: int = 2,
+        early_exit: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -64,8 +87,12 @@ class MEViTConfig(ViTConfig):
             exit_layers = list(range(max(depth // 2, 1), depth + 1))
         self.exit_layers = list(exit_layers)
         self.share_uncertainty_predictor = share_uncertainty_predictor
+        self.uncertainty_input = uncertainty_input
         self.uncertainty_target = uncertainty_target
         self.exit_policy = exit_policy
+        self.exit_thresholds = exit_thresholds
+        self.patience = patience
+        self.early_exit = early_exit
 
         self.check()
 
@@ -78,11 +105,44 @@ class MEViTConfig(ViTConfig):
     def check(self) -> None:
         """Raises a `ValueError` where fields allow no model. Models call it too, since fields can be set later."""
         _check_exit_layers(self.exit_layers, self.num_hidden_layers)
+        _check_choice("uncertainty_input", self.uncertainty_input, UNCERTAINTY_INPUTS)
         _check_choice("uncertainty_target", self.uncertainty_target, UNCERTAINTY_TARGETS)
         _check_choice("exit_policy", self.exit_policy, EXIT_POLICIES)
         if self.exit_policy == "margin" and self.num_labels < 2:
             raise ValueError(f"exit_policy='margin' needs two labels; the model has {self.num_labels}.")
         _check_grid(self.image_size, self.patch_size)
+        if self.exit_policy == "patience" and not 1 <= self.patience <= len(self.exit_layers):
+            raise ValueError(
+                f"patience={self.patience} is out of range for {len(self.exit_layers)} exits; "
+                f"allowed are 1 to {len(self.exit_layers)}."
+            )
+        if self.exit_thresholds is not None or self.early_exit:
+            self.thresholds_of_early_exits()
+
+    def thresholds_of_early_exits(self, given: Sequence[float] | float | None = None) -> list[float]:
+        """The threshold of each early exit, E − 1 numbers: those given, or the config's. None for `"patience"`.
+
+        Raises:
+            ValueError: where there are none, not E − 1, or one is no number, or where patience would ignore them.
+        """
+        given = self.exit_thresholds if given is None else given
+        num_early = len(self.exit_layers) - 1
+        if self.exit_policy == "patience":
+            if given is not None:
+                raise ValueError(f"exit_thresholds={given} have no meaning under exit_policy='patience'.")
+            return []
+        if given is None:
+            raise ValueError(
+                f"early exit needs exit_thresholds, {num_early} numbers; neither the call nor the config has any. "
+                f"`mevit calibrate` chooses them."
+            )
+        thresholds = [float(given)] * num_early if isinstance(given, (int, float)) else [float(one) for one in given]
+        if len(thresholds) != num_early or any(math.isnan(one) for one in thresholds):
+            raise ValueError(
+                f"exit_thresholds={given} do not fit exits {self.exit_layers}; "
+                f"allowed is one number, or {num_early}, one for each exit but the last."
+            )
+        return thresholds
 
     @classmethod
     def check_names(cls, settings: Iterable[str]) -> None:

@@ -5,6 +5,9 @@
 The counter is PyTorch's own and runs on tensors without data, so that counting takes neither time nor memory.
 """
 
+import copy
+from collections.abc import Iterable
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
@@ -13,12 +16,16 @@ from .configuration_mevit import MEViTConfig
 from .modeling_mevit import MEViTForImageClassification
 
 
-def multiply_accumulates(model: PreTrainedModel) -> int:
-    """Multiply-accumulates of one picture of `model.config.image_size` through a model made by [`without_data`]."""
+def multiply_accumulates(model: PreTrainedModel, whole_layers: bool = False) -> int:
+    """Multiply-accumulates of one picture of `model.config.image_size` through a model made by [`without_data`].
+
+    A [`MEViTForImageClassification`] computes its last layer for [CLS] alone, unless `whole_layers`.
+    """
     size = model.config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, model.config.num_channels, height, width, device="meta"))
+        picture = torch.empty(1, model.config.num_channels, height, width, device="meta")
+        model(picture, output_hidden_states=whole_layers)
     return counter.get_total_flops() // 2
 
 
@@ -26,20 +33,56 @@ def without_data(model_class: type[PreTrainedModel], config: ViTConfig) -> PreTr
     """A model of shapes only, in eval mode, with eager attention, whose matrix products the counter sees."""
     settings = config.to_dict()
     settings.pop("model_type", None)
+    settings["early_exit"] = False  # which path a picture takes cannot be told without data
     config = model_class.config_class(**settings, attn_implementation="eager")
     with torch.device("meta"):
         return model_class(config).eval()
 
 
-def exit_costs(config: MEViTConfig) -> dict[int, float]:
+def exit_costs(config: MEViTConfig, whole_layers: bool = False) -> dict[int, float]:
     """Cost of the model cut at each exit, relative to the plain ViT of the same size and resolution.
+
+    Args:
+        config: of the model with all exits.
+        whole_layers: whether the exit's layer is counted for all tokens, as the paper counts it, where the model
+            computes it for [CLS] alone.
 
     Returns:
         exit layer → multiply-accumulates of MEViT_k / multiply-accumulates of [`ViTForImageClassification`].
     """
     plain = multiply_accumulates(without_data(ViTForImageClassification, config))
     model = without_data(MEViTForImageClassification, config)
-    return {layer: multiply_accumulates(model.truncate(layer)) / plain for layer in config.exit_layers}
+    return {layer: multiply_accumulates(model.truncate(layer), whole_layers) / plain for layer in config.exit_layers}
+
+
+def early_exit_costs(config: MEViTConfig) -> dict[int, float]:
+    """Cost of a picture that leaves at each exit of an early-exit run, relative to the plain ViT.
+
+    It is that of the model cut there, and of the exits that the picture passed.
+
+    Returns:
+        exit layer → cost.
+    """
+    plain = multiply_accumulates(without_data(ViTForImageClassification, config))
+    costs = {}
+    for place, layer in enumerate(config.exit_layers, start=1):
+        prefix = copy.deepcopy(config)
+        prefix.num_hidden_layers, prefix.exit_layers = layer, config.exit_layers[:place]
+        prefix.exit_policy, prefix.exit_thresholds = "uncertainty", None
+        costs[layer] = multiply_accumulates(without_data(MEViTForImageClassification, prefix)) / plain
+    return costs
+
+
+def mean_cost(exit_layer: Iterable[int], config: MEViTConfig) -> float:
+    """Mean cost of an early-exit run.
+
+    Args:
+        exit_layer: (B,), the layer at which each picture left, as the model returns it.
+        config: of the model.
+    """
+    costs = early_exit_costs(config)
+    layers = [int(layer) for layer in exit_layer]
+    return sum(costs[layer] for layer in layers) / len(layers)
 
 
 def exit_parameters(config: MEViTConfig) -> dict[int, int]:

@@ -3,16 +3,19 @@
 """Multi-exit Vision Transformer: a ViT with a classifier and an uncertainty predictor on several encoder layers."""
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from transformers import AutoConfig, ViTModel, ViTPreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mevit import MEViTConfig
-from .exit_policy_mevit import exit_scores
+from .encoder_layer_mevit import encoder_layers, keys_values, layer_parts, layer_rows
+from .exit_policy_mevit import agreement, exit_scores
 from .loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 
 
@@ -24,12 +27,15 @@ class MEViTOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned where `labels` are given):
             Equation 1 summed over the exits.
         logits (`torch.FloatTensor` of shape `(B, L)`):
-            Logits of the last exit.
-        exit_logits (`torch.FloatTensor` of shape `(B, E, L)`):
+            Logits of the last exit; with early exit, of the exit that each sample took.
+        exit_layer (`torch.LongTensor` of shape `(B,)`, returned with early exit):
+            Layer of the exit that each sample took.
+        exit_logits (`torch.FloatTensor` of shape `(B, E, L)`, returned without early exit):
             Logits of every exit, in the order of `config.exit_layers`.
-        exit_scores (`torch.FloatTensor` of shape `(B, E)`):
-            Score of every exit under `config.exit_policy`, float32, low where the exit is sure.
-        exit_uncertainty (`torch.FloatTensor` of shape `(B, E)`):
+        exit_scores (`torch.FloatTensor` of shape `(B, E)`, returned without early exit):
+            Score of every exit under `config.exit_policy`, float32, low where the exit is sure. None for
+            `"patience"`, which has no score of a single exit.
+        exit_uncertainty (`torch.FloatTensor` of shape `(B, E)`, returned without early exit):
             Predicted uncertainty of every exit, equation 3, in (0, 1).
         hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
             The embeddings and each layer's output, before the final norm: one more than layers, each (B, N, d).
@@ -39,21 +45,12 @@ class MEViTOutput(ModelOutput):
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    exit_layer: torch.LongTensor | None = None
     exit_logits: torch.FloatTensor | None = None
     exit_scores: torch.FloatTensor | None = None
     exit_uncertainty: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def encoder_layers(vit: ViTModel) -> nn.ModuleList:
-    """The encoder layers of a [`ViTModel`], which Transformers 4 and 5 keep under different names."""
-    return vit.layers if hasattr(vit, "layers") else vit.encoder.layer
-
-
-def self_attention(layer: nn.Module) -> nn.Module:
-    """The part of an encoder layer that returns (context, attention probabilities)."""
-    return getattr(layer.attention, "attention", layer.attention)
 
 
 class MEViTExit(nn.Module):
@@ -67,25 +64,42 @@ class MEViTExit(nn.Module):
         self.norm = nn.Identity() if is_last else nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def forward(self, cls_state: Tensor) -> Tensor:
-        return self.classifier(self.norm(cls_state))
+    def forward(self, cls_state: Tensor) -> tuple[Tensor, Tensor]:
+        """[CLS] state (B, d) → the normalised state (B, d) and the logits (B, L)."""
+        state = self.norm(cls_state)
+        return state, self.classifier(state)
 
 
 class MEViTUncertaintyPredictor(nn.Module):
-    """Equation 3, `u_i = σ(wᵀ f_i(h_i) + b)`, from the logits (B, E, L) of all exits to (B, E).
+    """Equation 3, `u_i = σ(wᵀ z_i + b)`, where z_i is what `config.uncertainty_input` says.
 
-    `weight` is (1, L) where the exits share w and b, else (E, L).
+    `weight` is (1, size of z) where the exits share w and b, else (E, size of z).
     """
 
     def __init__(self, config: MEViTConfig):
         super().__init__()
+        self.input = config.uncertainty_input
+        size = config.hidden_size if self.input == "hidden_state" else config.num_labels
         predictors = 1 if config.share_uncertainty_predictor else len(config.exit_layers)
-        self.weight = nn.Parameter(torch.zeros(predictors, config.num_labels))
+        self.weight = nn.Parameter(torch.zeros(predictors, size))
         self.bias = nn.Parameter(torch.zeros(predictors))
 
-    def forward(self, exit_logits: Tensor) -> Tensor:
-        weight = self.weight.expand(exit_logits.shape[1], -1)  # (E, L)
-        return torch.sigmoid(torch.einsum("bel,el->be", exit_logits, weight) + self.bias)
+    def forward(self, exit_states: Tensor, exit_logits: Tensor, exits: slice = slice(None)) -> Tensor:
+        """Uncertainty (B, E) of the exits whose normalised states (B, E, d) and logits (B, E, L) are given.
+
+        Where these are not all exits, `exits` says which ones.
+        """
+        if self.input == "logits":
+            features = exit_logits
+        elif self.input == "probabilities":
+            features = exit_logits.softmax(-1).sort(-1, descending=True).values
+        else:
+            features = exit_states
+        weight, bias = self.weight, self.bias
+        if len(weight) > 1:
+            weight, bias = weight[exits], bias[exits]
+        weight = weight.expand(features.shape[1], -1)
+        return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + bias)
 
 
 class MEViTForImageClassification(ViTPreTrainedModel):
@@ -129,6 +143,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         self,
         pixel_values: Tensor,
         labels: Tensor | None = None,
+        early_exit: bool | None = None,
+        exit_thresholds: Sequence[float] | float | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -139,6 +155,14 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 Pictures of `config.image_size`, as the image processor gives them.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Class indices in 0 … L − 1. The loss is equation 1 summed over all exits.
+            early_exit (`bool`, *optional*):
+                Whether each sample leaves at its first exit whose score is under that exit's threshold, and later
+                layers run on the samples that go on alone. Defaults to `config.early_exit`, which is ignored in
+                training mode, where labels, hidden states or attentions are asked for, and while the model is traced,
+                compiled or exported: such a record would keep the path of one batch.
+            exit_thresholds (`float` or E − 1 of them, *optional*):
+                Thresholds of the early exits' scores; one number serves all exits. Defaults to
+                `config.exit_thresholds`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to fit the position embeddings to pictures of another size; needs a square stored grid.
             output_hidden_states (`bool`, *optional*):
@@ -148,8 +172,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 config's.
 
         Raises:
-            ValueError: where pictures have another size than the model, a label is out of range, or an option needs
-                what the model has not; the message names it.
+            ValueError: where pictures have another size than the model, a label is out of range, an option needs
+                what the model has not, or `early_exit=True` cannot be had; the message names it.
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -165,33 +189,65 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 f"interpolate_pos_encoding=True needs position embeddings of a square grid; "
                 f"this model's are for image_size={config.image_size} and patch_size={config.patch_size}."
             )
+        obstacle = (
+            "in training mode"
+            if self.training
+            else "with labels"
+            if labels is not None
+            else "with output_hidden_states"
+            if output_hidden_states
+            else "with output_attentions"
+            if output_attentions
+            else "while the model is traced, compiled or exported"
+            if _is_recorded()
+            else None
+        )
+        if early_exit and obstacle:
+            raise ValueError(f"early_exit=True cannot be had {obstacle}; all exits are computed there.")
+        if early_exit is None:
+            early_exit = config.early_exit and not obstacle
+        if exit_thresholds is not None and not early_exit:
+            raise ValueError("exit_thresholds are for early_exit=True; without it no sample leaves early.")
 
         pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_state = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        if early_exit:
+            return self._leave_early(hidden_state, config.thresholds_of_early_exits(exit_thresholds))
+
         hidden_states = [hidden_state] if output_hidden_states else []
         attentions: list[Tensor] = []
-        exit_logits = []
+        exit_states, exit_logits = [], []
         layers = encoder_layers(self.vit)
         hooks = [
-            self_attention(layer).register_forward_hook(lambda module, args, output: attentions.append(output[1]))
+            layer_parts(layer).attention.register_forward_hook(
+                lambda module, args, output: attentions.append(output[1])
+            )
             for layer in layers
             if output_attentions
         ]
+        whole_layers = self.training or output_hidden_states or output_attentions
         try:
             for number, layer in enumerate(layers, start=1):
-                hidden_state = layer(hidden_state)  # (B, N, d)
+                if number < len(layers) or whole_layers:
+                    hidden_state = layer(hidden_state)  # (B, N, d)
+                else:
+                    hidden_state, _ = _cls_row(layer, hidden_state)  # (B, 1, d)
                 if output_hidden_states:
                     hidden_states.append(hidden_state)
                 if number in config.exit_layers:
-                    exit_logits.append(self._exit(number, hidden_state[:, 0]))
+                    state, logits = self._exit(number, hidden_state[:, 0])
+                    exit_states.append(state)
+                    exit_logits.append(logits)
         finally:
             for hook in hooks:
                 hook.remove()
 
+        exit_states = torch.stack(exit_states, dim=1)  # (B, E, d)
         exit_logits = torch.stack(exit_logits, dim=1)  # (B, E, L)
-        exit_uncertainty = self.uncertainty(
-            exit_logits if self.uncertainty_reaches_backbone else exit_logits.detach()
-        )  # (B, E)
+        if self.uncertainty_reaches_backbone:
+            exit_uncertainty = self.uncertainty(exit_states, exit_logits)  # (B, E)
+        else:
+            exit_uncertainty = self.uncertainty(exit_states.detach(), exit_logits.detach())
         loss = None
         if labels is not None:
             loss = cross_entropy(exit_logits, labels).sum()
@@ -207,6 +263,49 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             hidden_states=tuple(hidden_states) if output_hidden_states else None,
             attentions=tuple(attentions) if output_attentions else None,
         )
+
+    def _leave_early(self, hidden_state: Tensor, thresholds: list[float]) -> MEViTOutput:
+        """Runs the embeddings (B, N, d) through the layers; at each exit, samples that are sure enough leave."""
+        config = self.config
+        samples = torch.arange(len(hidden_state), device=hidden_state.device)  # which ones are still in the batch
+        if not len(samples):
+            return MEViTOutput(logits=hidden_state.new_empty(0, config.num_labels), exit_layer=samples)
+        predictions = samples.new_empty(len(samples), 0)  # theirs, at the exits so far
+        left: list[Tensor] = []
+        left_logits: list[Tensor] = []
+        left_layers: list[Tensor] = []
+        for number, layer in enumerate(encoder_layers(self.vit), start=1):
+            if number not in config.exit_layers:
+                hidden_state = layer(hidden_state)
+                continue
+
+            place = config.exit_layers.index(number)
+            cls_row, (normed, keys, values) = _cls_row(layer, hidden_state)
+            state, logits = self._exit(number, cls_row[:, 0])
+            predictions = torch.cat((predictions, logits.argmax(-1, keepdim=True)), dim=1)
+            if number == config.exit_layers[-1]:
+                leaves = torch.ones_like(samples, dtype=torch.bool)
+            elif config.exit_policy == "patience":
+                leaves = agreement(predictions)[:, -1] >= config.patience
+            else:
+                uncertainty = self.uncertainty(state[:, None], logits[:, None], slice(place, place + 1))
+                leaves = exit_scores(config.exit_policy, logits[:, None], uncertainty)[:, 0] < thresholds[place]
+
+            left.append(samples[leaves])
+            left_logits.append(logits[leaves])
+            left_layers.append(torch.full_like(left[-1], number))
+            if len(left[-1]) == len(samples):
+                break
+            if len(left[-1]):
+                stays = ~leaves
+                samples, predictions = samples[stays], predictions[stays]
+                hidden_state, normed, cls_row = hidden_state[stays], normed[stays], cls_row[stays]
+                keys, values = keys[stays], values[stays]
+            patch_rows = layer_rows(layer, hidden_state[:, 1:], normed[:, 1:], keys, values)
+            hidden_state = torch.cat((cls_row, patch_rows), dim=1)
+
+        in_order = torch.cat(left).argsort()
+        return MEViTOutput(logits=torch.cat(left_logits)[in_order], exit_layer=torch.cat(left_layers)[in_order])
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -231,8 +330,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             pretrained_model_name_or_path, *args, config=config, use_safetensors=True, **kwargs
         )
 
-    def _exit(self, number: int, cls_state: Tensor) -> Tensor:
-        """Logits (B, L) of exit `number` from the [CLS] state (B, d) that its layer gives."""
+    def _exit(self, number: int, cls_state: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised state (B, d) and logits (B, L) of exit `number`, from the [CLS] state (B, d) its layer gives."""
         if number == self.config.num_hidden_layers:
             cls_state = self.vit.layernorm(cls_state)
         return self.exits[str(number)](cls_state)
@@ -262,6 +361,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             predictor.bias = nn.Parameter(predictor.bias[row : row + 1].clone())
         model.config.num_hidden_layers = exit_layer
         model.config.exit_layers = [exit_layer]
+        model.config.early_exit, model.config.exit_thresholds = False, None
         return model
 
     @classmethod
@@ -337,6 +437,17 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         for layer in config.exit_layers[:-1]:
             model.exits[str(layer)].norm.load_state_dict(vit.layernorm.state_dict())
         return model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
+
+
+def _cls_row(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The [CLS] row (B, 1, d) of a layer's output, and what the other rows need too."""
+    shared = normed, keys, values = keys_values(layer, hidden_state)
+    return layer_rows(layer, hidden_state[:, :1], normed[:, :1], keys, values), shared
+
+
+def _is_recorded() -> bool:
+    """Whether the operations of this call are being written down, to be replayed on other pictures."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 def _check_type(checkpoint: str, given: str, wanted: str, method: str) -> None:

@@ -4,6 +4,7 @@ import pytest
 from transformers import AutoConfig
 
 from modeling_mevit import MEViTConfig
+from tests.tiny import TINY
 
 
 def test_exits_are_on_the_later_half_by_default():
@@ -65,3 +66,24 @@ def test_names_that_are_no_fields_are_refused():
         ValueError, match="exit_layer, hiden_size is no field of MEViTConfig; allowed are .*exit_layers"
     ):
         MEViTConfig.check_names(["hiden_size", "exit_layer", "image_size"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_exit": True}, "early exit needs exit_thresholds"),
+        ({"exit_thresholds": [0.1]}, r"exit_thresholds=\[0.1\] do not fit exits \[2, 3, 4\]"),
+        ({"exit_policy": "patience", "patience": 4}, "patience=4 is out of range for 3 exits; allowed are 1 to 3"),
+        ({"exit_policy": "patience", "exit_thresholds": 0.1}, "have no meaning under exit_policy='patience'"),
+        ({"uncertainty_input": "patches"}, "uncertainty_input='patches' is unknown"),
+    ],
+)
+def test_early_exit_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MEViTConfig(**{**TINY, **settings})
+
+
+def test_one_threshold_serves_all_early_exits():
+    assert MEViTConfig(**TINY, exit_thresholds=0.25).thresholds_of_early_exits() == [0.25, 0.25]
+    assert MEViTConfig(**TINY, exit_thresholds=[0.25, 0.5]).thresholds_of_early_exits() == [0.25, 0.5]
+    assert MEViTConfig(**TINY).thresholds_of_early_exits([0.1, 0.2]) == [0.1, 0.2]

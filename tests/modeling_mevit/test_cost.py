@@ -1,10 +1,19 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTForImageClassification
 
 from modeling_mevit import MEViTConfig
-from modeling_mevit.cost import exit_costs, exit_parameters, multiply_accumulates, without_data
+from modeling_mevit.cost import (
+    early_exit_costs,
+    exit_costs,
+    exit_parameters,
+    mean_cost,
+    multiply_accumulates,
+    without_data,
+)
 from tests.tiny import TINY, tiny_model
 
 
@@ -18,12 +27,44 @@ def test_a_layer_costs_what_the_closed_form_says():
     assert counted == pytest.approx(78.5e9, rel=1e-3)
 
 
-def test_cost_of_the_exits_of_vit_base_at_448_pixels():
-    costs = exit_costs(MEViTConfig(image_size=448, num_labels=200))
+@pytest.mark.parametrize(("image_size", "cls_alone", "whole"), [(448, 0.432, 0.503), (224, 0.434, 0.503)])
+def test_cost_of_the_exits_of_vit_base(image_size, cls_alone, whole):
+    config = MEViTConfig(image_size=image_size, num_labels=200)
+    costs = exit_costs(config)
     assert list(costs) == [6, 7, 8, 9, 10, 11, 12]
-    assert costs[6] == pytest.approx(0.503, abs=5e-4)
+    assert costs[6] == pytest.approx(cls_alone, abs=5e-4)
+    as_published = exit_costs(config, whole_layers=True)
+    assert as_published[6] == pytest.approx(whole, abs=5e-4)
     # the last exit is the plain ViT and a predictor
-    assert costs[12] == pytest.approx(1, abs=1e-6) and costs[12] > 1
+    assert as_published[12] == pytest.approx(1, abs=1e-6) and as_published[12] > 1
+
+
+def test_the_last_layer_of_a_cut_model_costs_what_the_closed_form_says():
+    config = MEViTConfig(image_size=448, num_labels=200)
+    tokens, width = 28 * 28 + 1, 768
+    plain = multiply_accumulates(without_data(ViTForImageClassification, config))
+    keys_values, cls_row = 2 * width**2 * tokens, 10 * width**2 + 2 * tokens * width
+    rest_of_the_layer = 12 * width**2 * tokens + 2 * tokens**2 * width - keys_values - cls_row
+    exit_12, as_published = exit_costs(config)[12], exit_costs(config, whole_layers=True)[12]
+    assert (as_published - exit_12) * plain == pytest.approx(rest_of_the_layer)
+
+
+def test_an_early_exit_run_costs_what_its_operations_add_up_to():
+    model = tiny_model(attn_implementation="eager", exit_thresholds=[0.45, 0.6])
+    pictures = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        exit_layer = model(pictures, early_exit=True).exit_layer
+    assert len(exit_layer.unique()) == 3
+    plain = multiply_accumulates(without_data(ViTForImageClassification, model.config))
+    assert mean_cost(exit_layer, model.config) == pytest.approx(counter.get_total_flops() / 2 / plain / 32)
+
+
+def test_who_leaves_late_pays_for_the_exits_passed():
+    config = MEViTConfig(**TINY)
+    plain = multiply_accumulates(without_data(ViTForImageClassification, config))
+    cut, run = exit_costs(config), early_exit_costs(config)
+    assert run[2] == cut[2]
+    assert (run[4] - cut[4]) * plain == pytest.approx(2 * (32 * 5 + 5))  # two classifiers, two predictions
 
 
 def test_heads_and_predictors_are_counted():
@@ -34,13 +75,13 @@ def test_heads_and_predictors_are_counted():
         for labels in (5, 6)
     }
     assert costs[6] - costs[5] == 32
-    plain, cost = costs[5], exit_costs(MEViTConfig(**TINY))[4]
+    plain, cost = costs[5], exit_costs(MEViTConfig(**TINY), whole_layers=True)[4]
     assert cost * plain - plain == pytest.approx(5)
 
 
 def test_pictures_need_not_be_square():
     costs = exit_costs(MEViTConfig(**{**TINY, "image_size": [16, 32]}))
-    assert 0.5 < costs[2] < 0.6
+    assert 0.3 < costs[2] < 0.4
 
 
 def test_parameters_are_those_of_the_truncated_model():

@@ -7,8 +7,9 @@ import torch
 from transformers import DeiTConfig, DeiTModel, ViTConfig, ViTForImageClassification, ViTModel
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
-from modeling_mevit.modeling_mevit import encoder_layers, interpolate_position_embeddings
+from modeling_mevit.modeling_mevit import interpolate_position_embeddings
 from tests.tiny import TINY, tiny_model
 
 

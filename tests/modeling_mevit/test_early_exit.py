@@ -1,0 +1,203 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Early exit with compaction against a slow reference: every exit is computed, then one is picked."""
+
+import pytest
+import torch
+from PIL import Image
+from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import AutoModelForImageClassification, pipeline
+
+from modeling_mevit import MEViTForImageClassification
+from modeling_mevit.data import image_processor_for
+from modeling_mevit.exit_policy_mevit import SCORES, agreement, first_exit
+from tests.tiny import tiny_model
+
+
+ATTENTIONS = ("sdpa", "eager")
+PREDICTORS = [(kind, share) for kind in ("logits", "probabilities", "hidden_state") for share in (True, False)]
+
+
+@pytest.fixture
+def pictures() -> torch.Tensor:
+    return torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def half_way_thresholds(model: MEViTForImageClassification, pictures: torch.Tensor) -> list[float]:
+    """Thresholds midway between scores, under which about a third of the samples leaves at each early exit."""
+    scores = model(pictures, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
+    third = len(scores) // 3
+    return ((scores[third - 1] + scores[third]) / 2).tolist()
+
+
+def reference(model: MEViTForImageClassification, pictures: torch.Tensor, thresholds: list[float] | None):
+    """Logits (B, L) and exit layers (B,) of an early-exit run, from all exits of all samples."""
+    outputs = model(pictures, early_exit=False)
+    if model.config.exit_policy == "patience":
+        leaves = agreement(outputs.exit_logits.argmax(-1))[:, :-1] >= model.config.patience
+    else:
+        leaves = outputs.exit_scores[:, :-1] < torch.tensor(thresholds)
+    place = first_exit(leaves)
+    return outputs.exit_logits[torch.arange(len(pictures)), place], torch.tensor(model.config.exit_layers)[place]
+
+
+def assert_same(outputs, logits, exit_layer):
+    assert outputs.exit_layer.tolist() == exit_layer.tolist()
+    assert outputs.exit_layer.dtype == torch.int64
+    torch.testing.assert_close(outputs.logits, logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("policy", SCORES)
+@torch.no_grad()
+def test_compaction_equals_the_reference_and_one_by_one(pictures, attention, policy):
+    model = tiny_model(attn_implementation=attention, exit_policy=policy)
+    thresholds = half_way_thresholds(model, pictures)
+    logits, exit_layer = reference(model, pictures, thresholds)
+    assert set(exit_layer.tolist()) == {2, 3, 4}
+
+    outputs = model(pictures, early_exit=True, exit_thresholds=thresholds)
+    assert_same(outputs, logits, exit_layer)
+    one_by_one = [model(picture[None], early_exit=True, exit_thresholds=thresholds) for picture in pictures]
+    assert_same(outputs, torch.cat([one.logits for one in one_by_one]), torch.cat([o.exit_layer for o in one_by_one]))
+    assert outputs.exit_logits is None and outputs.loss is None
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@torch.no_grad()
+def test_patience_leaves_where_exits_agree(pictures, attention, patience):
+    model = tiny_model(attn_implementation=attention, exit_policy="patience", patience=patience)
+    logits, exit_layer = reference(model, pictures, None)
+    assert_same(model(pictures, early_exit=True), logits, exit_layer)
+    assert set(exit_layer.tolist()) == {1: {2}, 2: {3, 4}, 3: {4}}[patience]
+    assert model(pictures).exit_scores is None
+
+
+@pytest.mark.parametrize(("kind", "share"), PREDICTORS)
+@torch.no_grad()
+def test_every_uncertainty_predictor(pictures, kind, share):
+    model = tiny_model(uncertainty_input=kind, share_uncertainty_predictor=share)
+    thresholds = half_way_thresholds(model, pictures)
+    logits, exit_layer = reference(model, pictures, thresholds)
+    assert set(exit_layer.tolist()) == {2, 3, 4}
+    assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
+
+
+@torch.no_grad()
+def test_exits_need_not_be_neighbours(pictures):
+    model = tiny_model(exit_layers=[1, 4])
+    thresholds = half_way_thresholds(model, pictures)
+    logits, exit_layer = reference(model, pictures, thresholds)
+    assert set(exit_layer.tolist()) == {1, 4}
+    assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 24])
+@pytest.mark.parametrize(("threshold", "layer"), [(2.0, 2), (-1.0, 4)])
+@torch.no_grad()
+def test_all_leave_at_once_or_none_does(pictures, samples, threshold, layer):
+    model = tiny_model()
+    outputs = model(pictures[:samples], early_exit=True, exit_thresholds=threshold)
+    place = model.config.exit_layers.index(layer)
+    expected = model(pictures, early_exit=False).exit_logits[:samples, place]
+    torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=0)
+    assert outputs.exit_layer.tolist() == [layer] * samples
+
+
+@torch.no_grad()
+def test_later_layers_run_on_those_who_go_on_alone(pictures):
+    model = tiny_model(exit_layers=[2, 4])
+    thresholds = half_way_thresholds(model, pictures)
+    batches = []
+    norms = [layer.layernorm_after for layer in model.vit.modules() if hasattr(layer, "layernorm_after")]
+    for norm in norms:
+        norm.register_forward_hook(lambda module, args, output: batches.append(tuple(output.shape[:2])))
+    outputs = model(pictures, early_exit=True, exit_thresholds=thresholds)
+    stay = int((outputs.exit_layer == 4).sum())
+    # layer 1; layer 2 for [CLS], then for the patches of those who stay; layer 3; layer 4 for [CLS]
+    assert batches == [(24, 17), (24, 1), (stay, 16), (stay, 17), (stay, 1)] and 0 < stay < 24
+
+
+@torch.no_grad()
+def test_a_sample_without_a_score_goes_on(pictures):
+    model = tiny_model()
+    model.exits["2"].classifier.weight.fill_(float("nan"))
+    assert set(model(pictures, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
+
+
+def test_the_config_turns_it_on_in_eval_mode_alone(pictures):
+    model = tiny_model(exit_thresholds=0.5, early_exit=True)
+    explicit = model(pictures, early_exit=True, exit_thresholds=[0.5, 0.5])
+    assert_same(model(pictures), explicit.logits, explicit.exit_layer)
+    labels = torch.zeros(24, dtype=torch.int64)
+    model.set_attn_implementation("eager")
+    for settings in ({"labels": labels}, {"output_hidden_states": True}, {"output_attentions": True}):
+        outputs = model(pictures, **settings)
+        assert outputs.exit_logits.shape == (24, 3, 5) and outputs.exit_layer is None
+        with pytest.raises(ValueError, match=f"early_exit=True cannot be had with {next(iter(settings))}"):
+            model(pictures, early_exit=True, **settings)
+    model.train()
+    assert model(pictures).exit_layer is None
+    with pytest.raises(ValueError, match="early_exit=True cannot be had in training mode"):
+        model(pictures, early_exit=True)
+
+
+@torch.no_grad()
+def test_a_record_of_the_model_holds_all_exits(pictures):
+    model = tiny_model(exit_thresholds=0.5, early_exit=True)
+    others = torch.randn(24, 3, 16, 16)
+    every_exit = model(others, early_exit=False)
+    assert len(model(others).exit_layer.unique()) > 1
+
+    class AllExits(torch.nn.Module):
+        def __init__(self, **arguments):
+            super().__init__()
+            self.model, self.arguments = model, arguments
+
+        def forward(self, pixel_values):
+            return self.model(pixel_values, **self.arguments).exit_logits
+
+    traced = torch.jit.trace(AllExits(), pictures)
+    exported = torch.export.export(AllExits(), (pictures,)).module()
+    compiled = torch.compile(AllExits(), backend="eager", fullgraph=True)
+    rewritten = make_fx(AllExits())(pictures)
+    for record in (traced, exported, compiled, rewritten):
+        torch.testing.assert_close(record(others), every_exit.exit_logits, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="cannot be had while the model is traced, compiled or exported"):
+        torch.jit.trace(AllExits(early_exit=True), pictures)
+
+
+@torch.no_grad()
+def test_a_cut_model_has_no_early_exit_left(pictures):
+    model = tiny_model(exit_thresholds=[0.5, 0.6], early_exit=True)
+    small = model.truncate(3)
+    assert small.config.early_exit is False and small.config.exit_thresholds is None
+    torch.testing.assert_close(small(pictures).logits, model(pictures, early_exit=False).exit_logits[:, 1])
+
+
+def test_a_pipeline_leaves_early_with_no_further_argument(pictures, tmp_path):
+    tiny_model(exit_thresholds=2.0, early_exit=True).save_pretrained(tmp_path)
+    image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.exit_thresholds == 2.0
+    reached = []
+    model.exits["3"].register_forward_hook(lambda *args: reached.append(3))
+    classify = pipeline("image-classification", model=model, image_processor=str(tmp_path))
+    assert len(classify(Image.new("RGB", (20, 20)), top_k=2)) == 2
+    assert not reached
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments", "message"),
+    [
+        ({}, {}, "early exit needs exit_thresholds, 2 numbers"),
+        ({}, {"exit_thresholds": [0.5]}, r"exit_thresholds=\[0.5\] do not fit exits \[2, 3, 4\]"),
+        ({}, {"exit_thresholds": [0.5, float("nan")]}, "do not fit exits"),
+        ({"exit_policy": "patience"}, {"exit_thresholds": 0.5}, "have no meaning under exit_policy='patience'"),
+        ({}, {"early_exit": False, "exit_thresholds": 0.5}, "exit_thresholds are for early_exit=True"),
+    ],
+)
+def test_bad_thresholds_are_named(pictures, settings, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model(**settings)(pictures, **{"early_exit": True, **arguments})
