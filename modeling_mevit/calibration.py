@@ -1,0 +1,259 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Choosing the thresholds of early exit on held-out pictures: for a cost budget, or for a bound on the accuracy lost.
+
+Settings are tried along a path, from the most careful to the boldest. Without a confidence, the best setting of a path
+that was drawn on the same pictures is taken: it fits them, and promises nothing about others. With a confidence, the
+path is fixed without the pictures that test it, and each of its settings is tested in turn until the first one fails
+(fixed-sequence testing; Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): all settings before it
+are certified at once, since a wrong certificate needs the first wrong setting to pass its own test.
+"""
+
+import bisect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import logsumexp
+from scipy.stats import binom
+
+from .exit_record import ExitRecord, Outcome, Setting
+
+
+BOUNDS = ("harm", "difference")
+# Scores are in [0, 1], entropy in [0, ln L]; those of a trained model crowd near 0.
+_GRID = np.geomspace(1e-5, 1, 201)
+_MOST_CANDIDATES = 1000  # thresholds of a path, whatever the number of pictures
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A setting, and what is known of it.
+
+    Args:
+        policy: exit policy.
+        setting: E − 1 thresholds, or how many exits must agree.
+        outcome: of the calibration pictures, or, with a confidence, of those that tested the setting.
+    """
+
+    policy: str
+    setting: Setting
+    outcome: Outcome
+
+
+def never_early(record: ExitRecord, policy: str) -> Setting:
+    """The setting under which every picture reaches the last exit."""
+    num_exits = len(record.exit_layers)
+    return num_exits if policy == "patience" else [-math.inf] * (num_exits - 1)
+
+
+def shared_path(record: ExitRecord, policy: str) -> list[Setting]:
+    """Settings with one threshold for all exits, midway between neighbouring scores of the record.
+
+    For `"patience"`, every number of exits that can agree.
+
+    Returns:
+        Settings from the most careful to the boldest.
+    """
+    num_exits = len(record.exit_layers)
+    if policy == "patience":
+        return list(range(num_exits, 0, -1))
+    candidates = _thresholds_between(record.scores[policy][:, :-1])
+    return [[float(threshold)] * (num_exits - 1) for threshold in (-math.inf, *candidates)]
+
+
+def fixed_path(record: ExitRecord, policy: str, num_labels: int) -> list[Setting]:
+    """Settings with one threshold for all exits on a grid that no picture has a part in.
+
+    Returns:
+        Settings from the most careful to the boldest. The scores' values are not looked at.
+    """
+    num_exits = len(record.exit_layers)
+    if policy == "patience":
+        return list(range(num_exits, 0, -1))
+    largest = math.log(num_labels) if policy == "entropy" else 1.0
+    return [[float(threshold)] * (num_exits - 1) for threshold in largest * _GRID]
+
+
+def greedy_path(record: ExitRecord, policy: str, candidates_per_exit: int = 50) -> list[Setting]:
+    """Settings with one threshold for each exit, which rise one at a time.
+
+    Each step raises the threshold that loses the fewest right answers for the cost that it saves.
+
+    Returns:
+        Settings from the most careful to the boldest; each lets go at least those whom the one before lets go, at the
+        same exit or an earlier one.
+
+    Raises:
+        ValueError: for `"patience"`, which has no thresholds.
+    """
+    if policy == "patience":
+        raise ValueError("patience has one number for all exits; allowed are policies with a score.")
+    scores = record.scores[policy]
+    num_early = len(record.exit_layers) - 1
+    candidates = [_thresholds_between(scores[:, place], candidates_per_exit) for place in range(num_early)]
+    setting = never_early(record, policy)
+    outcome = record.outcome(record.places(policy, setting))
+    path, steps = [list(setting)], [0] * num_early
+    while True:
+        best = None
+        for place in range(num_early):
+            if steps[place] == len(candidates[place]):
+                continue
+            raised = [*setting[:place], float(candidates[place][steps[place]]), *setting[place + 1 :]]
+            result = record.outcome(record.places(policy, raised))
+            saved, lost = outcome.cost - result.cost, outcome.accuracy - result.accuracy
+            # first what loses nothing; then the smallest loss for the saving
+            rate = lost / saved if saved > 0 else (math.inf if lost > 0 else -math.inf)
+            if best is None or rate < best[0]:
+                best = rate, place, raised, result
+        if best is None:
+            return path
+        _, place, setting, outcome = best
+        steps[place] += 1
+        path.append(setting)
+
+
+def within_cost(record: ExitRecord, policy: str, path: list[Setting], max_cost: float) -> Calibration:
+    """The most accurate setting of a path whose mean cost on the record is at most `max_cost`.
+
+    Raises:
+        ValueError: where no setting is that cheap.
+    """
+    tried = _tried(record, policy, path)
+    allowed = [calibration for calibration in tried if calibration.outcome.cost <= max_cost]
+    if not allowed:
+        cheapest = min(calibration.outcome.cost for calibration in tried)
+        raise ValueError(f"max_cost={max_cost} is out of reach: leaving at the first exit costs {cheapest:.3f}.")
+    return max(allowed, key=lambda calibration: (calibration.outcome.accuracy, -calibration.outcome.cost))
+
+
+def within_drop(record: ExitRecord, policy: str, path: list[Setting], max_accuracy_drop: float) -> Calibration:
+    """The cheapest setting of a path that loses at most `max_accuracy_drop` against the last exit, on the record."""
+    _check_share("max_accuracy_drop", max_accuracy_drop, zero=True)
+    allowed = [tried for tried in _tried(record, policy, path) if tried.outcome.drop <= max_accuracy_drop]
+    return min(allowed, key=lambda calibration: (calibration.outcome.cost, -calibration.outcome.accuracy))
+
+
+def certified(
+    record: ExitRecord,
+    policy: str,
+    path: list[Setting],
+    *,
+    max_accuracy_drop: float,
+    confidence: float,
+    bound: str = "harm",
+) -> Calibration | None:
+    """The boldest setting that is certified to lose at most `max_accuracy_drop` in accuracy against the last exit.
+
+    With probability `confidence` over the draw of the record's pictures, the true drop is at most that.
+
+    Args:
+        record: of pictures that had no part in `path`, drawn like those to come.
+        policy: exit policy.
+        path: settings from the most careful on, fixed beforehand.
+        max_accuracy_drop: allowed drop, a share.
+        confidence: of the certificate, a share.
+        bound: `"harm"` tests the harm rate ([`harm_p_value`]), `"difference"` the drop itself
+            ([`difference_p_value`]).
+
+    Returns:
+        The certified setting, or None where not even the first one that saves something is.
+
+    Raises:
+        ValueError: where a number is no share, or there are fewer pictures than the bound needs if nothing is harmed.
+    """
+    _check_share("max_accuracy_drop", max_accuracy_drop)
+    _check_share("confidence", confidence)
+    if bound not in BOUNDS:
+        raise ValueError(f"bound={bound!r} is unknown; allowed are {', '.join(map(repr, BOUNDS))}.")
+    needed = pictures_needed(0.0, max_accuracy_drop, confidence)
+    if len(record) < needed:
+        raise ValueError(
+            f"{len(record)} pictures cannot certify a drop of at most {max_accuracy_drop:.2%} with confidence "
+            f"{confidence:.0%}: even if early exits do no harm, {needed} are needed."
+        )
+    last = None
+    for setting in path:
+        outcome = record.outcome(record.places(policy, setting))
+        if p_value(outcome, max_accuracy_drop, bound) > 1 - confidence:
+            break
+        last = Calibration(policy, setting, outcome)
+    return last if last and last.outcome.cost < record.costs[-1] else None
+
+
+def p_value(outcome: Outcome, max_accuracy_drop: float, bound: str) -> float:
+    """Of the hypothesis that the true drop is above `max_accuracy_drop`, by one of the bounds."""
+    if bound == "harm":
+        return harm_p_value(outcome.harms, outcome.pictures, max_accuracy_drop)
+    return difference_p_value(outcome.harms, outcome.corrections, outcome.pictures, max_accuracy_drop)
+
+
+def harm_p_value(harms: int, pictures: int, max_accuracy_drop: float) -> float:
+    """Exact binomial p-value of the hypothesis that the harm rate is above `max_accuracy_drop`.
+
+    The harm rate is P(last exit right and exit taken wrong), which is never below the drop.
+    """
+    return float(binom.cdf(harms, pictures, max_accuracy_drop))
+
+
+def difference_p_value(harms: int, corrections: int, pictures: int, max_accuracy_drop: float) -> float:
+    """P-value of the hypothesis that the drop is above `max_accuracy_drop`, from the paired differences themselves.
+
+    Let d_i be 1 where the exit taken corrects the last one, −1 where it harms, else 0, and δ the allowed drop. A
+    gambler who stakes a share λ of the capital on every picture ends with `K(λ) = Π (1 + λ·(d_i + δ))`; where the drop
+    is above δ, its expectation is at most 1 for every λ in [0, 1/(1 − δ)), and so is that of a mixture over λ. By
+    Markov's inequality 1/K is a p-value (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
+    betting", 2024, with constant bets, so that the order of the pictures does not matter).
+    """
+    neutral = pictures - harms - corrections
+    drop = max_accuracy_drop
+    stakes = np.linspace(0, 1, 101)[:-1] / (1 - drop)  # the last one would be ruined by a single harm
+    log_capital = (
+        harms * np.log1p(stakes * (drop - 1))
+        + neutral * np.log1p(stakes * drop)
+        + corrections * np.log1p(stakes * (drop + 1))
+    )
+    return float(np.exp(min(0.0, np.log(len(stakes)) - logsumexp(log_capital))))
+
+
+def pictures_needed(harm_rate: float, max_accuracy_drop: float, confidence: float) -> int | None:
+    """The fewest pictures that certify a drop by the harm rate, if this share of them is harmed; None if none can.
+
+    With k harms, n_k pictures are needed; k/n_k grows with k towards the allowed drop.
+    """
+    if harm_rate >= max_accuracy_drop:
+        return None
+
+    def pictures_for(harms: int) -> int:
+        return _smallest(lambda n: harm_p_value(harms, n, max_accuracy_drop) <= 1 - confidence)
+
+    if harm_rate == 0:
+        return pictures_for(0)
+    return pictures_for(_smallest(lambda harms: harms >= harm_rate * pictures_for(harms)))
+
+
+def _smallest(holds: Callable[[int], bool]) -> int:
+    """The smallest positive integer from which on a condition holds."""
+    enough = 1
+    while not holds(enough):
+        enough *= 2
+    return bisect.bisect_left(range(enough), True, lo=enough // 2, key=holds)
+
+
+def _tried(record: ExitRecord, policy: str, path: list[Setting]) -> list[Calibration]:
+    return [Calibration(policy, setting, record.outcome(record.places(policy, setting))) for setting in path]
+
+
+def _thresholds_between(scores: np.ndarray, at_most: int = _MOST_CANDIDATES) -> np.ndarray:
+    """Ascending thresholds midway between neighbouring scores, and one above the largest."""
+    values = np.unique(scores).astype(np.float64)
+    between = np.append((values[:-1] + values[1:]) / 2, values[-1] + 1)
+    chosen = np.linspace(0, len(between) - 1, min(at_most, len(between))).round().astype(int)
+    return between[chosen]
+
+
+def _check_share(name: str, given: float, zero: bool = False) -> None:
+    if not (0 < given < 1 or (zero and given == 0)):
+        raise ValueError(f"{name}={given} is no share; allowed is {'0 or ' if zero else ''}above 0 and below 1.")
