@@ -320,6 +320,8 @@ def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_argument
         "optim",
         *(["sgd_momentum"] if trainer.args.optim == "sgd" else []),
         "learning_rate",
+        "exit_learning_rate",
+        "standardize_exits",
         "weight_decay",
         "lr_scheduler_type",
         "warmup_steps",

@@ -4,7 +4,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from modeling_mevit.loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
+from training.standardize import standardize_exits
 
 
 logger = logging.getLogger(__name__)
+
+PICTURES_TO_STANDARDIZE = 1024
 
 
 @dataclass
@@ -48,6 +52,14 @@ class MEViTTrainingArguments(TrainingArguments):
         metadata={"help": "Whether the uncertainty loss moves exits and backbone too, or its predictor alone."},
     )
 
+    exit_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of exits and predictors; `learning_rate`, the backbone's, by default."},
+    )
+    standardize_exits: bool = field(
+        default=False,
+        metadata={"help": "Whether what each exit's classifier reads is standardised over pictures before training."},
+    )
     sgd_momentum: float = field(default=0.9, metadata={"help": "Momentum with `optim: sgd`, whose default has none."})
 
     def __post_init__(self):
@@ -63,6 +75,8 @@ class MEViTTrainingArguments(TrainingArguments):
         for name in ("distillation_weight", "uncertainty_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; allowed are 0 and more.")
+        if self.exit_learning_rate is not None and self.exit_learning_rate < 0:
+            raise ValueError(f"exit_learning_rate={self.exit_learning_rate} is negative; allowed are 0 and more.")
         if self.distillation_temperature <= 0:
             raise ValueError(f"distillation_temperature={self.distillation_temperature} is not above 0.")
 
@@ -129,6 +143,36 @@ class MEViTTrainer(Trainer):
         if args.optim == OptimizerNames.SGD:
             settings["momentum"] = args.sgd_momentum
         return optimizer, settings
+
+    def create_optimizer(self, *args, **kwargs):
+        """The library's optimizer, with groups of their own for what is not the backbone, at `exit_learning_rate`."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.exit_learning_rate is not None:
+            backbone = {id(parameter) for parameter in self.model.vit.parameters()}
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if id(parameter) not in backbone]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) in backbone]
+                optimizer.add_param_group({**group, "params": own, "lr": self.args.exit_learning_rate})
+        return optimizer
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        if self.args.standardize_exits and not resume_from_checkpoint:
+            standardize_exits(self.model, self._some_pictures())
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _some_pictures(self) -> Iterator[Tensor]:
+        """Batches of training pictures, drawn by the seed alone; the global random state stays as it is."""
+        generator = torch.Generator().manual_seed(self.args.seed)
+        drawn = torch.randperm(len(self.train_dataset), generator=generator)[:PICTURES_TO_STANDARDIZE]
+        pictures = DataLoader(
+            Subset(self.train_dataset, drawn.tolist()),
+            batch_size=self.args.per_device_eval_batch_size,
+            collate_fn=self.data_collator,
+            generator=generator,
+        )
+        with torch.random.fork_rng(devices=[]):
+            for batch in pictures:
+                yield batch["pixel_values"].to(self.args.device)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:

@@ -17,6 +17,7 @@ from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import PictureDataset, image_processor_for, train_transform
 from modeling_mevit.metrics import ExitAccuracy
 from tests.tiny import tiny_model
+from training import trainer as trainer_module
 from training.trainer import (
     MEViTTrainer,
     MEViTTrainingArguments,
@@ -217,6 +218,43 @@ def test_sgd_has_momentum(tmp_path):
     assert "momentum" not in make_trainer(tmp_path).create_optimizer().param_groups[0]
 
 
+def test_exits_and_predictors_have_a_learning_rate_of_their_own(tmp_path):
+    settings = {"learning_rate": 0.0, "exit_learning_rate": 1e-3, "weight_decay": 0.1}
+    trainer = make_trainer(tmp_path, num_random_exits=3, max_steps=3, **settings)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    decayed = {"exits.2.classifier.weight", "vit.embeddings.patch_embeddings.projection.weight"}
+    groups = trainer.create_optimizer().param_groups
+    place = {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
+    assert len(place) == len(before) == sum(len(group["params"]) for group in groups)
+    for name, parameter in trainer.model.named_parameters():
+        group = groups[place[id(parameter)]]
+        assert group["lr"] == (0.0 if name.startswith("vit.") else 1e-3)
+        if name in decayed or name.endswith("bias"):
+            assert group["weight_decay"] == (0.1 if name in decayed else 0.0)
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not parameter.equal(before[name])}
+    assert moved == {name for name in before if not name.startswith("vit.")}
+
+
+def test_exits_are_standardised_on_training_pictures_unless_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.trainer.PICTURES_TO_STANDARDIZE", 24)
+    trainer = make_trainer(tmp_path, standardize_exits=True, learning_rate=0.0, save_strategy="steps", max_steps=1)
+    pictures = []
+    standardize = trainer_module.standardize_exits
+    monkeypatch.setattr(
+        "training.trainer.standardize_exits",
+        lambda model, batches: standardize(model, [pictures.append(batch) or batch for batch in batches]),
+    )
+    before = torch.get_rng_state()
+    list(trainer._some_pictures())
+    assert torch.get_rng_state().equal(before)
+    trainer.train()
+    assert torch.cat(pictures).shape == (24, 3, 16, 16)
+    assert trainer.model.exits["3"].norm.weight.mean() > 1.5  # 1 at first; deviations are far below 1
+    trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-1")
+    assert len(torch.cat(pictures)) == 24
+
+
 def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
     arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
     trainer = Trainer(
@@ -253,6 +291,7 @@ def test_another_loss_is_refused(tmp_path):
         ({"num_random_exits": -1}, "num_random_exits=-1 is negative"),
         ({"distillation_weight": -0.5}, "distillation_weight=-0.5 is negative"),
         ({"uncertainty_weight": -1.0}, "uncertainty_weight=-1.0 is negative"),
+        ({"exit_learning_rate": -1e-3}, "exit_learning_rate=-0.001 is negative"),
         ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 is not above 0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is no part of this loss"),
     ],
@@ -292,6 +331,7 @@ def uninterrupted(tmp_path_factory):
 
 def resumable(workers: int, best: bool) -> dict:
     settings = {"dataloader_num_workers": workers, "num_random_exits": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"standardize_exits": True, "exit_learning_rate": 2e-3}
     if best:
         # the loss falls from step to step, so that the "best" one is the first and not what training ends with
         settings |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
