@@ -42,6 +42,19 @@ class Calibration:
     outcome: Outcome
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """What fixed-sequence testing gave.
+
+    Args:
+        granted: the boldest setting that is certified, None where there is none that saves anything.
+        refused: the first setting that was not, None where the path came to its end.
+    """
+
+    granted: Calibration | None
+    refused: Calibration | None
+
+
 def never_early(record: ExitRecord, policy: str) -> Setting:
     """The setting under which every picture reaches the last exit."""
     num_exits = len(record.exit_layers)
@@ -144,7 +157,7 @@ def certified(
     max_accuracy_drop: float,
     confidence: float,
     bound: str = "harm",
-) -> Calibration | None:
+) -> "Certificate":
     """The boldest setting that is certified to lose at most `max_accuracy_drop` in accuracy against the last exit.
 
     With probability `confidence` over the draw of the record's pictures, the true drop is at most that.
@@ -159,7 +172,7 @@ def certified(
             ([`difference_p_value`]).
 
     Returns:
-        The certified setting, or None where not even the first one that saves something is.
+        The certified setting, None where nothing that saves anything is certified, and the one that was refused.
 
     Raises:
         ValueError: where a number is no share, or there are fewer pictures than the bound needs if nothing is harmed.
@@ -174,13 +187,15 @@ def certified(
             f"{len(record)} pictures cannot certify a drop of at most {max_accuracy_drop:.2%} with confidence "
             f"{confidence:.0%}: even if early exits do no harm, {needed} are needed."
         )
-    last = None
+    granted = refused = None
     for setting in path:
-        outcome = record.outcome(record.places(policy, setting))
-        if p_value(outcome, max_accuracy_drop, bound) > 1 - confidence:
+        tried = Calibration(policy, setting, record.outcome(record.places(policy, setting)))
+        if p_value(tried.outcome, max_accuracy_drop, bound) > 1 - confidence:
+            refused = tried
             break
-        last = Calibration(policy, setting, outcome)
-    return last if last and last.outcome.cost < record.costs[-1] else None
+        if tried.outcome.cost < record.costs[-1]:
+            granted = tried
+    return Certificate(granted, refused)
 
 
 def p_value(outcome: Outcome, max_accuracy_drop: float, bound: str) -> float:

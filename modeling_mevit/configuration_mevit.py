@@ -40,6 +40,9 @@ class MEViTConfig(ViTConfig):
             How many exits in a row must agree under `exit_policy="patience"`.
         early_exit (`bool`, *optional*, defaults to `False`):
             Whether `model(pixel_values)` in eval mode lets samples leave early.
+        calibration (`dict`, *optional*):
+            How the thresholds were chosen and what they promise, as `mevit calibrate` writes it. The model itself
+            does not read it.
         kwargs:
             The arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
 
@@ -79,6 +82,7 @@ class MEViTConfig(ViTConfig):
         exit_thresholds: list[float] | float | None = None,
         patience: int = 2,
         early_exit: bool = False,
+        calibration: dict | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -93,6 +97,7 @@ class MEViTConfig(ViTConfig):
         self.exit_thresholds = exit_thresholds
         self.patience = patience
         self.early_exit = early_exit
+        self.calibration = calibration
 
         self.check()
 

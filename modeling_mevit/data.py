@@ -7,6 +7,7 @@ TransFG's (He et al., AAAI 2022): both sides are resized to 600/448 of the model
 and flips, testing crops the centre.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -40,6 +41,7 @@ TEST_FRACTION = 0.2
 DEMO_SAMPLES_PER_CLASS = {"train": 200, "validation": 25, "test": 50}
 AIRCRAFT_LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 AIRCRAFT_BANNER = 20
+HALVES = ("first", "second")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # What a layout is read into: for each split the pictures, with the labels as they are written there, and the class
@@ -132,6 +134,58 @@ def load_splits(
         splits["train"] = moved["train"]
         splits["validation"] = datasets.concatenate_datasets([splits["validation"], moved["selection"]])
     return datasets.DatasetDict({split: splits[split] for split in SPLIT_NAMES})
+
+
+def pictures_for(
+    label2id: dict[str, int], name_or_path: str | os.PathLike, split: str, *, half: str | None = None, **options
+) -> datasets.Dataset:
+    """Reads the pictures to calibrate or evaluate a trained model on, with the labels as the model numbers them.
+
+    Args:
+        label2id: of the model's config.
+        name_or_path: see [`load_splits`].
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds.
+        half: `"first"` or `"second"` half of the split, drawn at random from each class, always the same one.
+        options: of [`load_splits`].
+
+    Returns:
+        Rows of `load_splits`, `label` being an int64.
+
+    Raises:
+        ValueError: as [`load_splits`] does, and if the split or half is none of those named or has no pictures, or if
+            a class of these pictures is unknown to the model.
+    """
+    if split not in (*SPLIT_NAMES, "all"):
+        raise ValueError(f"split={split!r} is unknown; allowed are {', '.join(map(repr, (*SPLIT_NAMES, 'all')))}")
+    if half not in (None, *HALVES):
+        raise ValueError(f"half={half!r} is unknown; allowed are {' and '.join(map(repr, HALVES))}")
+    splits = load_splits(name_or_path, **options)
+    rows = datasets.concatenate_datasets(list(splits.values())) if split == "all" else splits[split]
+    names = rows.features["label"].names
+    unknown = sorted({names[label] for label in rows["label"]} - set(label2id))
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} classes of {name_or_path} are unknown to the model, first {unknown[0]!r}; "
+            f"it knows {len(label2id)}, such as {next(iter(label2id))!r}"
+        )
+    if half:
+        parts = _held_out(rows, {"first": 0.5}, seed=0)
+        rows = parts["first" if half == "first" else "train"]
+    labels = [label2id[names[label]] for label in rows["label"]]
+    return rows.remove_columns("label").add_column("label", labels)
+
+
+def fingerprint(rows: datasets.Dataset) -> str:
+    """SHA-256, in hexadecimal, of which pictures these are, whatever their order and the folder they lie in.
+
+    A picture is its file's name and its label; one that has no file is its content and its label.
+    """
+    lines = []
+    for row in rows:
+        path, content = row["image"]["path"], row["image"]["bytes"]
+        name = Path(path).name if path else hashlib.sha256(content).hexdigest()
+        lines.append(f"{row['label']}/{name}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _demo() -> tuple[Splits, Classes]:

@@ -149,6 +149,56 @@ def results_table(exits: list[dict[str, Any]]) -> str:
     )
 
 
+def early_exit_section(calibration: dict[str, Any], exit_layers: list[int]) -> str:
+    """What a card says of a calibration that `mevit calibrate` wrote to the config: promise, thresholds, data."""
+    promise, measured, data = calibration["promise"], calibration["measured"], calibration["data"]
+    if "max_cost" in promise:
+        text = f"Chosen for the best accuracy within a mean cost of {promise['max_cost']:.3g}. Nothing is promised."
+    elif "confidence" in promise:
+        text = (
+            f"With probability {promise['confidence']:.0%} over the draw of the calibration pictures, early exit "
+            f"loses at most {promise['max_accuracy_drop']:.2%} in accuracy against the last exit on pictures like "
+            f"those ({promise['bound']} bound)."
+        )
+    else:
+        text = (
+            f"Chosen for the lowest cost within a drop of {promise['max_accuracy_drop']:.2%} against the last exit on "
+            f"the calibration pictures. Nothing is promised for others."
+        )
+    if calibration["policy"] == "patience":
+        settings = f"A picture leaves where {calibration['patience']} exits in a row agree."
+    else:
+        rows = zip(exit_layers, calibration["thresholds"], strict=False)
+        settings = _table(("exit", "leaves under"), ((layer, f"{threshold:.6g}") for layer, threshold in rows))
+    half = f", {data['half']} half" if data.get("half") else ""
+    return f"""## Early exit
+
+In eval mode `model(pixel_values)`, and so `pipeline("image-classification", …)`, lets a picture leave at its first
+exit that is sure enough, by the policy `{calibration["policy"]}`; `early_exit=False` runs every exit.
+{text}
+
+{settings}
+
+Decided on {measured["pictures"]} pictures of {data["name"]} ({data["split"]}{half}; SHA-256 of names and labels
+`{data["sha256"][:16]}…`): accuracy {measured["accuracy"]:.1%}, of the last exit
+{measured["accuracy_of_last_exit"]:.1%}, mean cost {measured["cost"]:.3f} of the plain ViT's. Early exits were wrong
+where the last one is right on {measured["harms"]} of them, and right where it is wrong on {measured["corrections"]}.
+"""
+
+
+def with_early_exit_section(card: str, section: str | None) -> str:
+    """A card's text with its section on early exit put in, replaced or, for None, taken out."""
+    heading, before = "## Early exit\n", "## How to load it\n"
+    if heading in card:
+        start = card.index(heading)
+        end = card.find("\n## ", start)
+        card = card[:start] + (card[end + 1 :] if end >= 0 else "")
+    if section is None:
+        return card
+    place = card.find(before)
+    return f"{card[:place]}{section}\n{card[place:]}" if place >= 0 else f"{card.rstrip()}\n\n{section}"
+
+
 def _data_sentence(dataset: str, num_samples: dict[str, int], base_model: str | None) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in num_samples.items())
     start = f"from {base_model}" if base_model else "from random weights"

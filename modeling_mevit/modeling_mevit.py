@@ -361,7 +361,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             predictor.bias = nn.Parameter(predictor.bias[row : row + 1].clone())
         model.config.num_hidden_layers = exit_layer
         model.config.exit_layers = [exit_layer]
-        model.config.early_exit, model.config.exit_thresholds = False, None
+        model.config.early_exit, model.config.exit_thresholds, model.config.calibration = False, None, None
         return model
 
     @classmethod

@@ -36,9 +36,9 @@ from modeling_mevit.data import (
     load_splits,
     train_transform,
 )
+from modeling_mevit.figures import training_curve
 from modeling_mevit.metrics import ExitAccuracy
 from modeling_mevit.model_card import model_card, results_table
-from training.figures import training_curve
 from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint, load_strictly
 
 

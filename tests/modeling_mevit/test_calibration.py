@@ -143,7 +143,7 @@ def test_the_promise_holds_in_a_simulation(bound, split_off):
             record = record.select(np.arange(200, 600))
         else:
             path = fixed_path(record, "confidence", num_labels=2)
-        found = certified(record, "confidence", path, max_accuracy_drop=0.02, confidence=0.95, bound=bound)
+        found = certified(record, "confidence", path, max_accuracy_drop=0.02, confidence=0.95, bound=bound).granted
         if found is None:
             savings.append(0.0)
             continue
@@ -159,9 +159,11 @@ def test_the_promise_holds_in_a_simulation(bound, split_off):
 def test_nothing_is_certified_where_early_exits_harm():
     record = synthetic(2000, seed=0, harm=5.0)
     bold = [[0.5, 0.5], [1.0, 1.0]]
-    assert certified(record, "confidence", bold, max_accuracy_drop=0.01, confidence=0.95) is None
+    assert certified(record, "confidence", bold, max_accuracy_drop=0.01, confidence=0.95).granted is None
+    refused = certified(record, "confidence", bold, max_accuracy_drop=0.01, confidence=0.95).refused
+    assert refused.setting == [0.5, 0.5]
     # nor where what is certified saves nothing
-    assert certified(record, "confidence", [[0.0, 0.0]], max_accuracy_drop=0.01, confidence=0.95) is None
+    assert certified(record, "confidence", [[0.0, 0.0]], max_accuracy_drop=0.01, confidence=0.95).granted is None
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,14 @@ from modeling_mevit import data
 from modeling_mevit.data import (
     PictureDataset,
     evaluation_transform,
+    fingerprint,
     image_processor_for,
     load_splits,
+    pictures_for,
     read_picture,
     train_transform,
 )
+from modeling_mevit.demo_data import CLASS_NAMES
 
 
 HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
@@ -700,3 +703,44 @@ def test_unreadable_picture_is_named_by_the_dataset(rows):
     Path(rows[2]["image"]["path"]).unlink()
     with pytest.raises(ValueError, match="cannot read the picture .*2.png"):
         PictureDataset(rows, TRANSFORM, seed=0)[2]
+
+
+# Pictures for a trained model
+
+
+def test_labels_are_numbered_as_the_model_does(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 20, "dog": 10})
+    write_classes(tmp_path / "test", {"cat": 3, "dog": 2})
+    label2id = {"dog": 7, "cat": 2, "emu": 0}
+    rows = pictures_for(label2id, tmp_path, "test")
+    assert Counter(rows["label"]) == {2: 3, 7: 2}
+    assert len(pictures_for(label2id, tmp_path, "all")) == 35
+    with pytest.raises(ValueError, match="1 classes of .* are unknown to the model, first 'dog'"):
+        pictures_for({"cat": 0}, tmp_path, "test")
+    with pytest.raises(ValueError, match="split='dev' is unknown; allowed are 'train', 'validation', 'test', 'all'"):
+        pictures_for(label2id, tmp_path, "dev")
+    with pytest.raises(ValueError, match="half='third' is unknown"):
+        pictures_for(label2id, tmp_path, "test", half="third")
+
+
+def test_halves_are_fixed_and_share_no_picture(tmp_path):
+    write_classes(tmp_path / "train", {"cat": 6, "dog": 6})
+    write_classes(tmp_path / "test", {"cat": 20, "dog": 10})
+    label2id = {"cat": 0, "dog": 1}
+    first, second = (pictures_for(label2id, tmp_path, "test", half=half) for half in ("first", "second"))
+    assert Counter(first["label"]) == Counter(second["label"]) == {0: 10, 1: 5}
+    paths = [{image["path"] for image in rows["image"]} for rows in (first, second)]
+    assert not paths[0] & paths[1] and len(paths[0] | paths[1]) == 30
+    assert paths[0] == {image["path"] for image in pictures_for(label2id, tmp_path, "test", half="first")["image"]}
+
+
+def test_the_fingerprint_is_of_names_and_labels(tmp_path):
+    write_classes(tmp_path / "here" / "train", {"cat": 6, "dog": 6})
+    write_classes(tmp_path / "there" / "train", {"cat": 6, "dog": 6})
+    label2id = {"cat": 0, "dog": 1}
+    here, there = (pictures_for(label2id, tmp_path / name, "all") for name in ("here", "there"))
+    assert fingerprint(here) == fingerprint(there) == fingerprint(here.select(range(11, -1, -1)))
+    assert fingerprint(here) != fingerprint(here.select(range(5)))
+    assert fingerprint(here) != fingerprint(pictures_for({"cat": 1, "dog": 0}, tmp_path / "here", "all"))
+    drawn = pictures_for(dict.fromkeys(CLASS_NAMES, 0), "demo", "validation")
+    assert fingerprint(drawn.select([0])) != fingerprint(drawn.select([1]))

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-from training.figures import training_curve
+from modeling_mevit.figures import training_curve
 
 
 def test_the_curve_shows_loss_and_accuracy_of_each_exit():

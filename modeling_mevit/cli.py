@@ -1,0 +1,347 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `mevit`: from a trained checkpoint to one that leaves early, and what it then does."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import datasets
+import numpy as np
+import torch
+import transformers
+import typer
+from huggingface_hub.errors import HFValidationError
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from .calibration import (
+    Calibration,
+    certified,
+    fixed_path,
+    greedy_path,
+    pictures_needed,
+    shared_path,
+    within_cost,
+    within_drop,
+)
+from .data import PictureDataset, evaluation_transform, fingerprint, pictures_for, read_picture
+from .evaluation import evaluate as evaluate_record
+from .evaluation import run_early_exit
+from .exit_record import ExitRecord, record_exits
+from .figures import accuracy_cost_curve
+from .model_card import early_exit_section, with_early_exit_section
+from .modeling_mevit import MEViTForImageClassification
+
+
+PATH_PART = 1 / 3  # of the pictures, to draw a path of thresholds per exit that the others certify
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Policy = Literal["uncertainty", "confidence", "entropy", "margin", "patience"]
+Checkpoint = Annotated[str, typer.Argument(help="Directory or Hub name of a trained model.", show_default=False)]
+Data = Annotated[str, typer.Option(help="A folder of pictures, a Hub data set, or 'demo'.", show_default=False)]
+Half = Annotated[str | None, typer.Option(help="'first' or 'second' half of the split, at random by class, fixed.")]
+Output = Annotated[Path | None, typer.Option(help="Directory to write to; the checkpoint's by default, if it is one.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of a Hub data set with the pictures.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of a Hub data set with the labels.")]
+AircraftLevel = Annotated[str, typer.Option(help="FGVC-Aircraft: 'variant', 'family' or 'manufacturer'.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures at a time.", min=1)]
+Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU where there is one, by default.")]
+
+
+@app.command()
+def calibrate(
+    checkpoint: Checkpoint,
+    data: Data,
+    split: Annotated[str, typer.Option(help="'validation', 'test', 'train' or 'all'.")] = "validation",
+    half: Half = None,
+    max_cost: Annotated[float | None, typer.Option(help="Best accuracy within this mean cost (1: plain ViT).")] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="Lowest cost within this drop against the last exit (0.01: one point).")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="With a drop: promise it for other pictures, with this probability.")
+    ] = None,
+    bound: Annotated[
+        Literal["harm", "difference"],
+        typer.Option(help="With a confidence: test the harm rate, or the drop itself."),
+    ] = "harm",
+    policy: Annotated[Policy | None, typer.Option(help="Exit policy; the checkpoint's by default.")] = None,
+    thresholds: Annotated[
+        Literal["shared", "per-exit"], typer.Option(help="One for all exits, or one for each.")
+    ] = "shared",
+    output: Output = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    aircraft_level: AircraftLevel = "variant",
+    batch_size: BatchSize = 32,
+    device: Device = None,
+) -> None:
+    """Chooses the thresholds of early exit on held-out pictures, and turns it on in the checkpoint's config."""
+    if (max_cost is None) == (max_accuracy_drop is None):
+        raise ValueError("give one of --max-cost and --max-accuracy-drop.")
+    if confidence is not None and max_accuracy_drop is None:
+        raise ValueError("--confidence is for --max-accuracy-drop; a cost is no promise.")
+    destination = _destination(checkpoint, output)
+    model = _load(checkpoint, device)
+    config = model.config
+    if len(config.exit_layers) < 2:
+        raise ValueError(f"{checkpoint} has one exit only, {config.exit_layers}; nothing can leave early.")
+    policy = policy or config.exit_policy
+    rows, dataset = _pictures(
+        model, checkpoint, data, split, half,
+        image_column=image_column, label_column=label_column, aircraft_level=aircraft_level,
+    )  # fmt: skip
+    record = record_exits(model, dataset, batch_size=batch_size)
+
+    per_exit = thresholds == "per-exit"
+    if confidence is None:
+        path = greedy_path(record, policy) if per_exit else shared_path(record, policy)
+        if max_cost is not None:
+            promise, found = {"max_cost": max_cost}, within_cost(record, policy, path, max_cost)
+        else:
+            promise = {"max_accuracy_drop": max_accuracy_drop}
+            found = within_drop(record, policy, path, max_accuracy_drop)
+    else:
+        promise = {"max_accuracy_drop": max_accuracy_drop, "confidence": confidence, "bound": bound}
+        if per_exit:
+            shuffled = np.random.default_rng(0).permutation(len(record))
+            for_path = round(PATH_PART * len(record))
+            path = greedy_path(record.select(shuffled[:for_path]), policy)
+            record = record.select(shuffled[for_path:])
+        else:
+            path = fixed_path(record, policy, config.num_labels)
+        found = _certify(record, policy, path, promise)
+
+    if found is None:
+        config.early_exit, config.exit_thresholds, config.calibration = False, None, None
+    else:
+        source = {"name": _public(data), "split": split, "half": half, "sha256": fingerprint(rows)}
+        _turn_on(model, found, promise, source)
+        print(_description(found))
+    _save(model, checkpoint, destination)
+    state = "on" if config.early_exit else "off"
+    print(f"Early exit is {state} in {destination}.")
+    if found is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Data,
+    split: Annotated[str, typer.Option(help="'test', 'validation', 'train' or 'all'.")] = "test",
+    half: Half = None,
+    plain: Annotated[
+        str | None, typer.Option(help="Checkpoint of a plain ViT to compare with on the same pictures.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Evaluate on the pictures that calibrated.")] = False,
+    output: Output = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    aircraft_level: AircraftLevel = "variant",
+    batch_size: BatchSize = 32,
+    device: Device = None,
+) -> None:
+    """Measures every exit, every policy and the early-exit run. Writes evaluation.json, .md and accuracy_cost.png."""
+    destination = _destination(checkpoint, output)
+    model = _load(checkpoint, device)
+    source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
+    rows, dataset = _pictures(model, checkpoint, data, split, half, **source)
+    sha256 = fingerprint(rows)
+    calibration = model.config.calibration
+    if calibration and calibration["data"]["sha256"] == sha256 and not force:
+        raise ValueError(
+            f"these are the {len(rows)} pictures that chose the thresholds, so they say too much good of them; "
+            f"take others, or give --force."
+        )
+    record = record_exits(model, dataset, batch_size=batch_size)
+    run = run_early_exit(model, dataset, batch_size=batch_size) if model.config.early_exit else None
+    results = {
+        "data": {"name": _public(data), "split": split, "half": half, "sha256": sha256},
+        "calibration": calibration,
+        **evaluate_record(model, record, run),
+        "machine": {"device": str(model.device), "threads": torch.get_num_threads(), "torch": torch.__version__},
+    }
+    plain_accuracy = None
+    if plain:
+        plain_model = _load(plain, device)
+        plain_rows, plain_dataset = _pictures(plain_model, plain, data, split, half, **source)
+        plain_record = record_exits(plain_model, plain_dataset, batch_size=batch_size)
+        plain_accuracy = results["plain_accuracy"] = float(plain_record.right[:, -1].mean())
+
+    table = evaluation_tables(results)
+    print(table)
+    destination.mkdir(parents=True, exist_ok=True)
+    (destination / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (destination / "evaluation.md").write_text(table + "\n", encoding="utf-8")
+    accuracy_cost_curve(record, plain_accuracy).savefig(destination / "accuracy_cost.png", dpi=120)
+    print(f"\nevaluation.json, evaluation.md and accuracy_cost.png are in {destination}.")
+
+
+@app.command()
+@torch.no_grad()
+def predict(
+    checkpoint: Checkpoint,
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    batch_size: BatchSize = 32,
+    device: Device = None,
+) -> None:
+    """Prints label, probability and exit layer of each picture."""
+    model = _load(checkpoint, device)
+    transform = evaluation_transform(AutoImageProcessor.from_pretrained(checkpoint))
+    for start in range(0, len(pictures), batch_size):
+        files = pictures[start : start + batch_size]
+        batch = [transform(read_picture({"image": {"path": str(file), "bytes": None}})) for file in files]
+        outputs = model(torch.stack(batch).to(model.device))
+        probabilities, labels = outputs.logits.float().softmax(-1).max(-1)
+        layers = [model.config.exit_layers[-1]] * len(files)
+        if outputs.exit_layer is not None:
+            layers = outputs.exit_layer.tolist()
+        for file, probability, label, layer in zip(
+            files, probabilities.tolist(), labels.tolist(), layers, strict=True
+        ):
+            print(f"{file}\t{model.config.id2label[label]}\t{probability:.3f}\texit {layer}")
+
+
+def evaluation_tables(results: dict[str, Any]) -> str:
+    """Markdown of what `mevit evaluate` measured: the exits, the policies, the early-exit run."""
+    exits = ["| exit | accuracy | cost |", "| --- | --- | --- |"]
+    exits += [f"| {row['exit']} | {row['accuracy']:.1%} | {row['cost']:.3f} |" for row in results["exits"]]
+    if "plain_accuracy" in results:
+        exits.append(f"| plain ViT | {results['plain_accuracy']:.1%} | 1.000 |")
+    layers = [str(row["exit"]) for row in results["exits"]]
+    columns = ["policy", "area", "oracle", *(f"AUROC {layer}" for layer in layers)]
+    policies = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for policy, row in results["policies"].items():
+        cells = [f"{row['area']:.4f}", f"{row['oracle']:.4f}", *(f"{row['auroc'][layer]:.3f}" for layer in layers)]
+        policies.append(f"| {policy} | {' | '.join(cells)} |")
+    parts = [f"{results['pictures']} pictures", "\n".join(exits), "\n".join(policies)]
+    run = results.get("early_exit")
+    if run:
+        left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
+        parts.append(
+            f"Early exit: accuracy {run['accuracy']:.1%} (last exit {run['accuracy_of_last_exit']:.1%}; "
+            f"{run['harms']} harmed, {run['corrections']} corrected), mean cost {run['cost']:.3f}, "
+            f"time {run['time']:.2f} of the plain ViT's ({run['pictures_per_second']:.1f} against "
+            f"{run['plain_pictures_per_second']:.1f} pictures a second). Left: {left}."
+        )
+    return "\n\n".join(parts)
+
+
+def _certify(record: ExitRecord, policy: str, path: list, promise: dict[str, Any]) -> Calibration | None:
+    """Tests the path and prints what was found."""
+    certificate = certified(record, policy, path, **promise)
+    found, refused = certificate.granted, certificate.refused
+    drop, confidence = promise["max_accuracy_drop"], promise["confidence"]
+    if found:
+        print(
+            f"Certified on {found.outcome.pictures} pictures, {found.outcome.harms} of them harmed and "
+            f"{found.outcome.corrections} corrected: with probability {confidence:.0%} the true drop is at most "
+            f"{drop:.2%}."
+        )
+    else:
+        print(
+            f"Nothing that saves cost can be certified on {len(record)} pictures for a drop of at most {drop:.2%} "
+            f"with probability {confidence:.0%}."
+        )
+    if refused:
+        harm_rate = refused.outcome.harms / len(record)
+        needed = pictures_needed(harm_rate, drop, confidence)
+        more = f"{needed} pictures would certify it" if needed else "no number of pictures would certify it"
+        print(
+            f"The first setting refused has mean cost {refused.outcome.cost:.3f} and harms {refused.outcome.harms} "
+            f"({harm_rate:.2%}); at this harm rate {more} by the harm bound."
+        )
+    return found
+
+
+def _turn_on(
+    model: MEViTForImageClassification, found: Calibration, promise: dict[str, Any], source: dict[str, Any]
+) -> None:
+    """Writes a calibration into the model's config."""
+    config = model.config
+    config.exit_policy, config.early_exit = found.policy, True
+    if found.policy == "patience":
+        config.patience, config.exit_thresholds = found.setting, None
+        setting = {"patience": found.setting}
+    else:
+        # JSON has no infinity; no score is below 0
+        config.exit_thresholds = [max(threshold, 0.0) for threshold in found.setting]
+        setting = {"thresholds": config.exit_thresholds}
+    measured = asdict(found.outcome)
+    measured["left_at"] = {str(layer): count for layer, count in measured["left_at"].items()}
+    config.calibration = {
+        "policy": found.policy, **setting, "promise": promise, "measured": measured, "data": source,
+    }  # fmt: skip
+
+
+def _description(found: Calibration) -> str:
+    outcome = found.outcome
+    left = ", ".join(f"{count} at exit {layer}" for layer, count in outcome.left_at.items())
+    return (
+        f"On {outcome.pictures} pictures: accuracy {outcome.accuracy:.1%} (last exit "
+        f"{outcome.accuracy_of_last_exit:.1%}), mean cost {outcome.cost:.3f}. Left: {left}."
+    )
+
+
+def _load(checkpoint: str, device: str | None) -> MEViTForImageClassification:
+    """The trained model, complete, in eval mode."""
+    model, loading = AutoModelForImageClassification.from_pretrained(checkpoint, output_loading_info=True)
+    if not isinstance(model, MEViTForImageClassification):
+        raise ValueError(f"{checkpoint} holds a {type(model).__name__}; a MEViT checkpoint is needed.")
+    lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+    if lacking:
+        predictor = " It has no uncertainty predictor." if lacking[0].startswith("uncertainty.") else ""
+        raise ValueError(f"{checkpoint} lacks {len(lacking)} weights, first {lacking[0]}.{predictor}")
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _pictures(
+    model: MEViTForImageClassification, checkpoint: str, data: str, split: str, half: str | None, **options
+) -> tuple[datasets.Dataset, PictureDataset]:
+    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+    rows = pictures_for(model.config.label2id, data, split, half=half, **options)
+    return rows, PictureDataset(rows, evaluation_transform(image_processor))
+
+
+def _destination(checkpoint: str, output: Path | None) -> Path:
+    if output is None and not Path(checkpoint).is_dir():
+        raise ValueError(f"{checkpoint} is no directory; give --output, a directory to write to.")
+    return output or Path(checkpoint)
+
+
+def _save(model: MEViTForImageClassification, checkpoint: str, destination: Path) -> None:
+    """Writes config and card; the weights too, where they are not there already."""
+    calibration = model.config.calibration
+    section = early_exit_section(calibration, model.config.exit_layers) if calibration else None
+    source_card = Path(checkpoint, "README.md")
+    if destination.resolve() != Path(checkpoint).resolve():
+        model.save_pretrained(destination)
+        AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(destination)
+    else:
+        model.config.save_pretrained(destination)
+    if source_card.is_file():
+        card = with_early_exit_section(source_card.read_text(encoding="utf-8"), section)
+        (destination / "README.md").write_text(card, encoding="utf-8")
+
+
+def _public(name_or_path: str) -> str:
+    """A Hub id as it is; of a folder its own name, since where it lies is nobody's business."""
+    path = Path(name_or_path).expanduser()
+    return path.resolve().name if path.is_dir() else name_or_path
+
+
+def main() -> None:
+    """The console script: bad input ends with one line."""
+    transformers.logging.set_verbosity_error()
+    try:
+        app()
+    except (ValueError, OSError, HFValidationError) as error:
+        sys.exit(f"mevit: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

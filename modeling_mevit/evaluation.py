@@ -1,0 +1,132 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What a trained model does on a data set: every exit, every policy, and the early-exit run as it really runs."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import ViTConfig, ViTForImageClassification
+
+from .cost import exit_costs
+from .exit_policy_mevit import SCORES
+from .exit_record import ExitRecord
+from .metrics import AccuracyCostArea, ErrorDetection, ExitAccuracy
+from .modeling_mevit import MEViTForImageClassification
+
+
+@dataclass(frozen=True)
+class EarlyExitRun:
+    """What an early-exit run predicted, and how long it took beside the plain ViT.
+
+    Args:
+        predictions: (N,), int64.
+        exit_layer: (N,), int64.
+        seconds: of the early-exit run, reading pictures not counted.
+        plain_seconds: of the plain ViT with the same weights, on the same batches in turn.
+    """
+
+    predictions: np.ndarray
+    exit_layer: np.ndarray
+    seconds: float
+    plain_seconds: float
+
+
+def plain_vit(model: MEViTForImageClassification) -> ViTForImageClassification:
+    """The library's plain ViT that shares the weights of the model's backbone and last exit; nothing is copied."""
+    settings = {name: value for name, value in model.config.to_dict().items() if name in ViTConfig().to_dict()}
+    settings.pop("model_type", None)
+    config = ViTConfig(**settings, attn_implementation=model.config._attn_implementation)
+    with torch.device("meta"):
+        plain = ViTForImageClassification(config)
+    plain.vit = model.vit
+    plain.classifier = model.exits[str(model.config.num_hidden_layers)].classifier
+    return plain.train(model.training)
+
+
+@torch.no_grad()
+def run_early_exit(
+    model: MEViTForImageClassification, dataset: Dataset, *, batch_size: int = 32, num_workers: int = 0
+) -> EarlyExitRun:
+    """Runs a calibrated model with early exit, and the plain ViT on the same batches in turn. Shows a progress bar.
+
+    Args:
+        model: in eval mode, with thresholds in its config (or patience).
+        dataset: of `{"pixel_values": (3, H, W), …}`.
+        batch_size: pictures at a time.
+        num_workers: processes that read pictures.
+    """
+    plain = plain_vit(model)
+    predictions, exit_layer, seconds, plain_seconds = [], [], 0.0, 0.0
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+    for number, batch in enumerate(tqdm(loader, desc="early exit", unit="batch")):
+        pixel_values = batch["pixel_values"].to(model.device)
+        if number == 0:  # what the first call of each sets up is not counted
+            model(pixel_values, early_exit=True), plain(pixel_values)
+        outputs, taken = _timed(model, pixel_values, early_exit=True)
+        _, plain_taken = _timed(plain, pixel_values)
+        seconds, plain_seconds = seconds + taken, plain_seconds + plain_taken
+        predictions.append(outputs.logits.argmax(-1).cpu().numpy())
+        exit_layer.append(outputs.exit_layer.cpu().numpy())
+    return EarlyExitRun(np.concatenate(predictions), np.concatenate(exit_layer), seconds, plain_seconds)
+
+
+def evaluate(
+    model: MEViTForImageClassification, record: ExitRecord, run: EarlyExitRun | None = None
+) -> dict[str, Any]:
+    """Everything that the record of a data set, and an early-exit run on it, tell about a model.
+
+    Returns:
+        `pictures`; `exits`, a row for each exit (`exit`, `accuracy`, `cost` of the model cut there); `policies`,
+        policy → `auroc` of each exit, `area` under the accuracy–cost curve and the `oracle`'s; and, with a run,
+        `early_exit`: `accuracy`, `accuracy_of_last_exit`, `cost`, `harms`, `corrections`, `left_at`,
+        `pictures_per_second`, `plain_pictures_per_second` and `time`, relative to the plain ViT's.
+    """
+    layers = record.exit_layers
+    accuracies = ExitAccuracy().compute(predictions=record.predictions, references=record.labels, exit_layers=layers)
+    costs = exit_costs(model.config)
+    results: dict[str, Any] = {
+        "pictures": len(record),
+        "exits": [
+            {"exit": layer, "accuracy": accuracies[f"accuracy/exit_{layer}"], "cost": costs[layer]} for layer in layers
+        ],
+        "policies": {},
+    }
+    for policy in SCORES:
+        given = {"predictions": record.scores[policy], "references": record.right}
+        detection = ErrorDetection().compute(**given, exit_layers=layers)
+        area = AccuracyCostArea().compute(**given, costs=record.costs.tolist())
+        results["policies"][policy] = {
+            "auroc": {str(layer): detection[f"auroc/exit_{layer}"] for layer in layers},
+            **area,
+        }
+    if run is not None:
+        places = np.searchsorted(layers, run.exit_layer)
+        outcome = record.outcome(places)
+        results["early_exit"] = {
+            "accuracy": float((run.predictions == record.labels).mean()),
+            "accuracy_of_last_exit": outcome.accuracy_of_last_exit,
+            "cost": outcome.cost,
+            "harms": outcome.harms,
+            "corrections": outcome.corrections,
+            "left_at": {str(layer): count for layer, count in outcome.left_at.items()},
+            "pictures_per_second": len(record) / run.seconds,
+            "plain_pictures_per_second": len(record) / run.plain_seconds,
+            "time": run.seconds / run.plain_seconds,
+        }
+    return results
+
+
+def _timed(model: torch.nn.Module, pixel_values: torch.Tensor, **arguments) -> tuple[Any, float]:
+    device = pixel_values.device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    outputs = model(pixel_values, **arguments)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return outputs, time.perf_counter() - start

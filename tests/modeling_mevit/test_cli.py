@@ -1,0 +1,232 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `mevit` on a tiny model whose early exits are as good as its last one."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import pipeline
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
+from modeling_mevit.data import image_processor_for
+from tests.tiny import TINY
+
+
+COLOURS = {"crimson": (200, 20, 60), "teal": (0, 128, 128)}
+SIZES = {"train": 3, "validation": 40, "test": 20}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for split, count in SIZES.items():
+        for name, colour in COLOURS.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.clip(rng.normal(colour, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photos) -> Path:
+    """A checkpoint that tells the colours apart at every exit, by the mean of red that its embedding carries."""
+    torch.manual_seed(0)
+    settings = {**TINY, "num_labels": 2, "id2label": {0: "teal", 1: "crimson"}, "label2id": {"teal": 0, "crimson": 1}}
+    model = MEViTForImageClassification(MEViTConfig(**settings))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=16)
+    pictures = [(Image.open(file), file.parent.name) for file in sorted(photos.glob("validation/*/*.png"))]
+    pixel_values = processor([picture for picture, _ in pictures], return_tensors="pt")["pixel_values"]
+    labels = torch.tensor([model.config.label2id[name] for _, name in pictures])
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(pixel_values, labels).loss.backward()
+        optimizer.step()
+    directory = tmp_path_factory.mktemp("trained")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    (directory / "README.md").write_text("# A model\n\n## How to load it\n\nSo.\n")
+    return directory
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def mevit(monkeypatch, capsys):
+    """Runs the console script with arguments. Returns its exit code, or its last message, and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["mevit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, capsys.readouterr().out
+
+    return run
+
+
+def config_of(checkpoint: Path) -> dict:
+    return json.loads((checkpoint / "config.json").read_text())
+
+
+def test_calibrates_for_a_cost_and_a_pipeline_then_leaves_early(mevit, checkpoint, photos):
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    code, out = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
+    assert code == 0 and f"Early exit is on in {checkpoint}" in out
+    config = config_of(checkpoint)
+    assert config["early_exit"] and len(config["exit_thresholds"]) == 2
+    calibration = config["calibration"]
+    assert calibration["promise"] == {"max_cost": 0.6} and calibration["measured"]["cost"] <= 0.6
+    assert calibration["data"]["name"] == photos.name and calibration["data"]["split"] == "validation"
+    assert calibration["measured"]["pictures"] == 80
+    assert (checkpoint / "model.safetensors").read_bytes() == weights
+
+    classify = pipeline("image-classification", model=str(checkpoint))
+    reached = []
+    classify.model.exits["4"].register_forward_hook(lambda *args: reached.append(4))
+    answers = [classify(str(file))[0]["label"] == file.parent.name for file in photos.glob("test/*/*.png")]
+    assert np.mean(answers) > 0.9 and len(reached) < 20
+
+
+@pytest.mark.parametrize("thresholds", ["shared", "per-exit"])
+@pytest.mark.parametrize("bound", ["harm", "difference"])
+def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, thresholds, bound):
+    promise = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--bound", bound, "--thresholds", thresholds]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--policy", "confidence")
+    assert code == 0 and "with probability 90% the true drop is at most 10.00%" in out
+    config = config_of(checkpoint)
+    assert config["exit_policy"] == "confidence"
+    calibration = config["calibration"]
+    assert calibration["promise"] == {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound}
+    assert calibration["measured"]["pictures"] == (80 if thresholds == "shared" else 53)
+    card = (checkpoint / "README.md").read_text()
+    assert "With probability 90% over the draw" in card and card.index("## Early exit") < card.index("## How to load")
+    mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.01")
+    card = (checkpoint / "README.md").read_text()
+    assert card.count("## Early exit") == 1 and "Nothing is promised for others" in card
+
+
+def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint, photos):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.9")
+    weights = load_file(checkpoint / "model.safetensors")
+    for layer in ("2", "3"):
+        weights[f"exits.{layer}.classifier.weight"] *= -1  # sure and wrong
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    promise = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
+    assert code == 1
+    assert "Nothing that saves cost can be certified on 80 pictures" in out
+    assert "no number of pictures would certify it" in out and "Early exit is off" in out
+    config = config_of(checkpoint)
+    assert config["early_exit"] is False and config["calibration"] is None and config["exit_thresholds"] is None
+    assert "## Early exit" not in (checkpoint / "README.md").read_text()
+
+
+def test_patience(mevit, checkpoint, photos):
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05", "--policy", "patience")
+    config = config_of(checkpoint)
+    assert code == 0 and config["exit_policy"] == "patience" and config["patience"] in (1, 2)
+    assert config["exit_thresholds"] is None
+    code, out = mevit("evaluate", checkpoint, "--data", photos)
+    assert code == 0 and "Early exit: accuracy" in out
+
+
+def test_evaluates_and_writes_json_table_and_picture(mevit, checkpoint, photos, tmp_path):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--half", "first")
+    output = tmp_path / "results"
+    code, out = mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint, "--output", output)
+    assert code == 0
+    results = json.loads((output / "evaluation.json").read_text())
+    assert results["pictures"] == 40 and results["data"]["split"] == "test"
+    assert [row["exit"] for row in results["exits"]] == [2, 3, 4]
+    assert results["plain_accuracy"] == results["exits"][-1]["accuracy"]
+    assert results["early_exit"]["cost"] < 0.8 and sum(results["early_exit"]["left_at"].values()) == 40
+    assert (output / "evaluation.md").read_text().strip() in out
+    assert "| policy | area | oracle | AUROC 2 | AUROC 3 | AUROC 4 |" in out
+    assert Image.open(output / "accuracy_cost.png").size[0] > 500
+    assert str(photos) not in (output / "evaluation.json").read_text()
+
+
+def test_the_pictures_that_calibrated_do_not_evaluate(mevit, checkpoint, photos, tmp_path):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
+    moved = shutil.copytree(photos, tmp_path / "elsewhere")
+    code, _ = mevit("evaluate", checkpoint, "--data", moved, "--split", "validation")
+    assert code.startswith("mevit: error: these are the 80 pictures that chose the thresholds")
+    assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--force")[0] == 0
+    assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--half", "first")[0] == 0
+
+
+def test_predicts_label_probability_and_exit(mevit, checkpoint, photos):
+    files = [photos / "test" / name / "0.png" for name in COLOURS]
+    code, out = mevit("predict", checkpoint, *files)
+    rows = [line.split("\t") for line in out.strip().splitlines()]
+    assert code == 0 and [row[:2] for row in rows] == [[str(file), file.parent.name] for file in files]
+    assert all(0.5 < float(row[2]) <= 1 and row[3] == "exit 4" for row in rows)
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.45")
+    assert "exit 2" in mevit("predict", checkpoint, *files)[1]
+
+
+def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path):
+    before = config_of(checkpoint)
+    code, _ = mevit(
+        "calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--output", tmp_path / "calibrated"
+    )
+    assert code == 0 and config_of(checkpoint) == before
+    loaded = MEViTForImageClassification.from_pretrained(tmp_path / "calibrated")
+    assert loaded.config.early_exit and (tmp_path / "calibrated" / "preprocessor_config.json").is_file()
+    assert "## Early exit" in (tmp_path / "calibrated" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max-cost", "0.6", "--max-accuracy-drop", "0.1"], "give one of --max-cost and --max-accuracy-drop"),
+        ([], "give one of --max-cost and --max-accuracy-drop"),
+        (["--max-cost", "0.6", "--confidence", "0.9"], "--confidence is for --max-accuracy-drop"),
+        (["--max-cost", "0.1"], "max_cost=0.1 is out of reach: leaving at the first exit costs 0.3"),
+        (["--max-accuracy-drop", "0.01", "--confidence", "0.95"], "80 pictures cannot certify .* 299 are needed"),
+        (["--max-accuracy-drop", "2"], "max_accuracy_drop=2.0 is no share"),
+        (["--max-cost", "0.6", "--split", "dev"], "split='dev' is unknown"),
+        (["--max-cost", "0.6", "--data", "/no/such/folder"], "/no/such/folder"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_changes_nothing(mevit, checkpoint, photos, arguments, message):
+    before = config_of(checkpoint)
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, *arguments)
+    assert re.search(message, code) and "\n" not in code
+    assert config_of(checkpoint) == before
+
+
+def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos, tmp_path):
+    MEViTForImageClassification.from_pretrained(checkpoint).truncate(2).save_pretrained(tmp_path / "one")
+    shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
+    assert "has one exit only" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
+
+    weights = load_file(checkpoint / "model.safetensors")
+    save_file(
+        {name: weight for name, weight in weights.items() if not name.startswith("uncertainty")},
+        checkpoint / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
+    assert "lacks 2 weights, first uncertainty.bias. It has no uncertainty predictor." in code
+    unseen = shutil.copytree(photos, tmp_path / "unseen")
+    (unseen / "train" / "ochre").mkdir()
+    (unseen / "validation" / "ochre").mkdir()
+    for split in ("train", "validation"):
+        shutil.copy(photos / "test" / "teal" / "0.png", unseen / split / "ochre")
+    code, _ = mevit("calibrate", tmp_path / "one", "--data", unseen, "--max-cost", "0.6")
+    assert "has one exit only" in code
+    code, _ = mevit("evaluate", tmp_path / "one", "--data", unseen, "--split", "validation")
+    assert "1 classes of" in code and "'ochre'" in code

@@ -1,0 +1,78 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+
+from modeling_mevit.cost import early_exit_costs, exit_costs
+from modeling_mevit.evaluation import evaluate, plain_vit, run_early_exit
+from modeling_mevit.exit_record import record_exits
+from tests.tiny import tiny_model
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, count: int = 30):
+        generator = torch.Generator().manual_seed(0)
+        self.pixel_values = torch.randn(count, 3, 16, 16, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.pixel_values)
+
+    def __getitem__(self, index: int) -> dict:
+        return {"pixel_values": self.pixel_values[index], "labels": index % 5}
+
+
+@torch.no_grad()
+def test_the_record_holds_what_the_model_says():
+    model, pictures = tiny_model(), Pictures()
+    record = record_exits(model, pictures, batch_size=8)
+    outputs = model(pictures.pixel_values)
+    assert record.exit_layers == [2, 3, 4]
+    assert record.labels.tolist() == [index % 5 for index in range(30)]
+    assert record.predictions.tolist() == outputs.exit_logits.argmax(-1).tolist()
+    assert set(record.scores) == {"uncertainty", "confidence", "entropy", "margin"}
+    np.testing.assert_allclose(record.scores["uncertainty"], outputs.exit_uncertainty.numpy(), atol=1e-5)
+    assert record.costs.tolist() == list(early_exit_costs(model.config).values())
+
+
+@pytest.mark.parametrize("policy", ["margin", "patience"])
+@torch.no_grad()
+def test_the_run_is_what_the_record_foretells(policy):
+    model, pictures = tiny_model(exit_policy=policy), Pictures()
+    record = record_exits(model, pictures)
+    setting = 2
+    if policy == "margin":
+        setting = [float(np.median(record.scores["margin"][:, exit_index])) + 1e-4 for exit_index in (0, 1)]
+        model.config.exit_thresholds = setting
+    run = run_early_exit(model, pictures, batch_size=8)
+    places = record.places(policy, setting)
+    assert len(set(places.tolist())) > 1
+    assert run.exit_layer.tolist() == [record.exit_layers[place] for place in places]
+    assert run.predictions.tolist() == record.predictions[np.arange(30), places].tolist()
+
+    results = evaluate(model, record, run)
+    assert results["early_exit"]["accuracy"] == record.outcome(places).accuracy
+    assert results["early_exit"]["cost"] == pytest.approx(record.costs[places].mean())
+    assert sum(results["early_exit"]["left_at"].values()) == 30
+    assert results["early_exit"]["time"] == pytest.approx(run.seconds / run.plain_seconds)
+    assert [row["cost"] for row in results["exits"]] == list(exit_costs(model.config).values())
+    assert 0 <= results["policies"]["margin"]["auroc"]["2"] <= 1
+    assert results["policies"]["margin"]["area"] <= results["policies"]["margin"]["oracle"]
+
+
+@torch.no_grad()
+def test_the_plain_vit_shares_the_weights():
+    model, pixel_values = tiny_model(), Pictures().pixel_values
+    plain = plain_vit(model)
+    torch.testing.assert_close(plain(pixel_values).logits, model(pixel_values).logits, atol=1e-5, rtol=0)
+    assert {id(p) for p in plain.parameters()} <= {id(p) for p in model.parameters()}
+
+
+def test_a_model_that_gives_no_numbers_is_refused():
+    model = tiny_model()
+    with torch.no_grad():
+        model.exits["3"].classifier.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="scores that are no numbers"):
+        record_exits(model, Pictures())
+    with pytest.raises(ValueError, match="there are no pictures"):
+        record_exits(model, Pictures(0))
