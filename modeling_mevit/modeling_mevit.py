@@ -270,7 +270,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         samples = torch.arange(len(hidden_state), device=hidden_state.device)  # which ones are still in the batch
         if not len(samples):
             return MEViTOutput(logits=hidden_state.new_empty(0, config.num_labels), exit_layer=samples)
-        predictions = samples.new_empty(len(samples), 0)  # theirs, at the exits so far
+        predictions = samples.new_empty(len(samples), 0)  # theirs at the exits so far, for patience
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
         left_layers: list[Tensor] = []
@@ -282,21 +282,21 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             place = config.exit_layers.index(number)
             cls_row, (normed, keys, values) = _cls_row(layer, hidden_state)
             state, logits = self._exit(number, cls_row[:, 0])
-            predictions = torch.cat((predictions, logits.argmax(-1, keepdim=True)), dim=1)
             if number == config.exit_layers[-1]:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
             elif config.exit_policy == "patience":
+                predictions = torch.cat((predictions, logits.argmax(-1, keepdim=True)), dim=1)
                 leaves = agreement(predictions)[:, -1] >= config.patience
             else:
                 uncertainty = self.uncertainty(state[:, None], logits[:, None], slice(place, place + 1))
                 leaves = exit_scores(config.exit_policy, logits[:, None], uncertainty)[:, 0] < thresholds[place]
 
-            left.append(samples[leaves])
-            left_logits.append(logits[leaves])
-            left_layers.append(torch.full_like(left[-1], number))
-            if len(left[-1]) == len(samples):
-                break
-            if len(left[-1]):
+            if leaves.any():
+                left.append(samples[leaves])
+                left_logits.append(logits[leaves])
+                left_layers.append(torch.full_like(left[-1], number))
+                if len(left[-1]) == len(samples):
+                    break
                 stays = ~leaves
                 samples, predictions = samples[stays], predictions[stays]
                 hidden_state, normed, cls_row = hidden_state[stays], normed[stays], cls_row[stays]

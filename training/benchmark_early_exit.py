@@ -1,0 +1,183 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Time and memory of early exit, relative to the plain ViT.
+
+    python training/benchmark_early_exit.py [--output benchmark_early_exit.json]
+
+The library's plain ViT and MEViT share random weights (which matter for neither measure) in one process. Each ratio is
+the median over pairs of runs taken in turn, on pictures of noise:
+
+- `fixed_exit`: the model cut at its earliest exit;
+- `never_taken`: early exit under thresholds that nothing is below;
+- `spread_evenly`: early exit under thresholds that let the same number of pictures leave at each exit, one picture
+  after another at batch 1; its ratio is given relative to its mean cost too.
+
+Memory: maximum resident set of a fresh process each, early exit spread evenly.
+"""
+
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+from transformers import HfArgumentParser
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.cost import mean_cost
+from modeling_mevit.evaluation import plain_vit
+
+
+MODELS = {
+    "vit_base_16": {"image_size": 224},
+    "vit_small_14": {
+        "image_size": 112,
+        "patch_size": 14,
+        "hidden_size": 384,
+        "num_attention_heads": 6,
+        "intermediate_size": 1536,
+    },
+}
+
+
+@dataclass
+class BenchmarkArguments:
+    models: list[str] = field(
+        default_factory=lambda: list(MODELS), metadata={"help": "'vit_base_16', 'vit_small_14'."}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "Pictures at a time."})
+    num_labels: int = field(default=200, metadata={"help": "Number of classes."})
+    pairs: int = field(default=20, metadata={"help": "Timed pairs, after two that are not timed."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    only: str | None = field(default=None, metadata={"help": "'plain' or 'early_exit': run it, print its memory."})
+
+    def __post_init__(self):
+        unknown = set(self.models) - set(MODELS)
+        if unknown:
+            raise ValueError(f"models={self.models} are unknown; allowed are {list(MODELS)}.")
+
+
+def make_model(name: str, num_labels: int) -> MEViTForImageClassification:
+    torch.manual_seed(0)
+    return MEViTForImageClassification(MEViTConfig(**MODELS[name], num_labels=num_labels)).eval()
+
+
+def noise(model: MEViTForImageClassification, pictures: int) -> Tensor:
+    size = model.config.image_size
+    return torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def thresholds_that_spread(model: MEViTForImageClassification, pixel_values: Tensor) -> list[float]:
+    """Thresholds, midway between scores, under which the same share of these pictures leaves at each exit."""
+    scores = model(pixel_values).exit_scores.double()  # (B, E)
+    thresholds = []
+    for place in range(scores.shape[1] - 1):
+        at_this_exit = round(len(scores) / (scores.shape[1] - place))
+        ascending = scores[:, place].sort().values
+        last = len(ascending) - 1
+        low, high = ascending[max(at_this_exit - 1, 0)], ascending[min(at_this_exit, last)]
+        thresholds.append(((low + high) / 2).item() if at_this_exit else -math.inf)
+        scores = scores[scores[:, place] >= thresholds[-1]]
+    return thresholds
+
+
+@torch.no_grad()
+def ratio_of(ours: Callable[[], object], plain: Callable[[], object], pairs: int) -> dict[str, float]:
+    """Median and quartiles of the time of `ours` relative to that of `plain`, run in turn."""
+
+    def seconds(run: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    ratios = sorted(seconds(ours) / seconds(plain) for _ in range(pairs + 2))
+    ratios = ratios[1:-1]  # without the two extremes, of which the first call is one
+    quartile = len(ratios) // 4
+    return {"time": median(ratios), "quartiles": [ratios[quartile], ratios[-1 - quartile]]}
+
+
+def measure(name: str, batch_size: int, arguments: BenchmarkArguments) -> dict[str, dict[str, float]]:
+    """All ratios of one model and batch size."""
+    model = make_model(name, arguments.num_labels)
+    plain, first = plain_vit(model), model.truncate(model.config.exit_layers[0])
+    num_exits = len(model.config.exit_layers)
+    batch = noise(model, batch_size)
+    results = {
+        "fixed_exit": ratio_of(lambda: first(batch), lambda: plain(batch), arguments.pairs),
+        "never_taken": ratio_of(
+            lambda: model(batch, early_exit=True, exit_thresholds=-math.inf), lambda: plain(batch), arguments.pairs
+        ),
+    }
+    # at batch 1 one picture for each exit, one after another
+    pictures = noise(model, num_exits if batch_size == 1 else batch_size)
+    thresholds = thresholds_that_spread(model, pictures)
+    batches = pictures.split(batch_size)
+
+    def spread() -> list[int]:
+        taken = [model(one, early_exit=True, exit_thresholds=thresholds).exit_layer for one in batches]
+        return torch.cat(taken).tolist()
+
+    with torch.no_grad():
+        cost = mean_cost(spread(), model.config)
+    results["spread_evenly"] = ratio_of(spread, lambda: [plain(one) for one in batches], arguments.pairs)
+    results["spread_evenly"] |= {"cost": cost, "time_by_cost": results["spread_evenly"]["time"] / cost}
+    return results
+
+
+def peak_memory(kind: str, name: str, arguments: BenchmarkArguments) -> float:
+    """Maximum resident set in MiB of a fresh process."""
+    command = [sys.executable, str(Path(__file__).resolve()), f"--only={kind}", f"--models={name}"]
+    command += ["--batch_sizes", str(max(arguments.batch_sizes))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@torch.no_grad()
+def main(argv: list[str] | None = None) -> dict:
+    """Measures and prints all ratios. Returns what the JSON holds."""
+    (arguments,) = HfArgumentParser(BenchmarkArguments).parse_args_into_dataclasses(argv)
+    if arguments.only:
+        model = make_model(arguments.models[0], arguments.num_labels)
+        batch = noise(model, arguments.batch_sizes[0])
+        plain = plain_vit(model)
+        # both kinds choose thresholds, picture by picture so that it takes no memory
+        scores = torch.cat([model(picture[None]).exit_scores for picture in batch])
+        thresholds = scores[:, :-1].quantile(0.2, dim=0).tolist()
+        for _ in range(3):
+            if arguments.only == "plain":
+                plain(batch)
+            else:
+                model(batch, early_exit=True, exit_thresholds=thresholds)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return {}
+
+    results = {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        **{name: value for name, value in asdict(arguments).items() if name not in ("output", "only")},
+    }
+    for name in arguments.models:
+        for batch_size in arguments.batch_sizes:
+            results[f"{name}/batch_{batch_size}"] = measured = measure(name, batch_size, arguments)
+            print(
+                f"{name}, batch {batch_size}: " + ", ".join(f"{kind} {r['time']:.3f}" for kind, r in measured.items())
+            )
+            spread = measured["spread_evenly"]
+            print(f"    spread evenly: cost {spread['cost']:.3f}, time by cost {spread['time_by_cost']:.3f}")
+        memory = {kind: peak_memory(kind, name, arguments) for kind in ("plain", "early_exit")}
+        results[f"{name}/memory"] = memory["early_exit"] / memory["plain"]
+        print(f"{name}: peak memory {results[f'{name}/memory']:.3f}")
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+if __name__ == "__main__":
+    main()
