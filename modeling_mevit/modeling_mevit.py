@@ -96,7 +96,7 @@ class MEViTUncertaintyPredictor(nn.Module):
         else:
             features = exit_states
         weight, bias = self.weight, self.bias
-        if len(weight) > 1:
+        if weight.shape[0] > 1:
             weight, bias = weight[exits], bias[exits]
         weight = weight.expand(features.shape[1], -1)
         return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + bias)
