@@ -360,7 +360,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             predictor.weight = nn.Parameter(predictor.weight[row : row + 1].clone())
             predictor.bias = nn.Parameter(predictor.bias[row : row + 1].clone())
         model.config.num_hidden_layers = exit_layer
-        model.config.exit_layers = [exit_layer]
+        model.config.exit_layers, model.config.patience = [exit_layer], 1
         model.config.early_exit, model.config.exit_thresholds, model.config.calibration = False, None, None
         return model
 

@@ -1,0 +1,215 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read picture files.
+
+    python cascade_mevit.py DIRECTORY picture.jpg …
+
+or, in a program:
+
+    cascade = Cascade("DIRECTORY")
+    logits, exit_layer = cascade(cascade.preprocess(["picture.jpg"]))
+
+The directory holds cascade.json, which describes everything, and two graphs for each exit: a stage, from the exit
+before to the keys and values of this exit's layer, and its rows, which finish that layer for [CLS] first, and for the
+other tokens only where a picture goes on.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+
+class Cascade:
+    """An exported cascade, whose later stages run on the pictures that go on alone.
+
+    Args:
+        directory: of the export.
+        providers: ONNX Runtime's execution providers, in order of preference; the CPU by default.
+        threads: of one operator; ONNX Runtime's choice by default.
+
+    Raises:
+        ValueError: where a file is missing or cannot be read, or a provider is not installed.
+    """
+
+    def __init__(self, directory, providers=("CPUExecutionProvider",), threads=0):
+        directory = Path(directory)
+        description = directory / "cascade.json"
+        if not description.is_file():
+            raise ValueError(f"{directory} is no exported cascade; it has no cascade.json.")
+        self.config = json.loads(description.read_text(encoding="utf-8"))
+        installed = onnxruntime.get_available_providers()
+        missing = [provider for provider in providers if provider not in installed]
+        if missing:
+            raise ValueError(f"provider {missing[0]} is not installed; these are: {', '.join(installed)}.")
+
+        _share_one_allocator()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+        def session(file):
+            try:
+                return onnxruntime.InferenceSession(str(directory / file), options, providers=list(providers))
+            except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
+                raise ValueError(f"{directory / file} is missing or damaged: {error}") from error
+
+        self.stages = [(session(stage["stage"]), session(stage["rows"])) for stage in self.config["stages"]]
+        self.exit_layers = [stage["exit_layer"] for stage in self.config["stages"]]
+
+    def __call__(self, pixel_values, early_exit=None, exit_thresholds=None):
+        """Classifies pictures.
+
+        Args:
+            pixel_values: (B, C, H, W), float32, as `preprocess` gives them.
+            early_exit: whether pictures leave early; by default where the export has thresholds (or patience).
+            exit_thresholds: one number, or one for each exit but the last; the export's by default.
+
+        Returns:
+            logits (B, L), float32, of the exit that each picture took, and exit_layer (B,), int64.
+
+        Raises:
+            ValueError: where pictures have another shape or type, or there are no thresholds.
+        """
+        pixel_values = self._checked(pixel_values)
+        thresholds = self._thresholds(early_exit, exit_thresholds)
+        last = len(self.stages) - 1
+        samples = np.arange(len(pixel_values))  # which pictures are still in the batch
+        logits_of_all = np.zeros((len(samples), len(self.config["labels"])), dtype=np.float32)
+        exit_layer = np.full(len(samples), self.exit_layers[-1], dtype=np.int64)
+        if not len(samples):
+            return logits_of_all, exit_layer
+        label, agreeing = np.full(len(samples), -1), np.zeros(len(samples), dtype=np.int64)  # for patience
+        state = pixel_values
+        for place, (stage, rows) in enumerate(self.stages):
+            outputs = _run(stage, {stage.get_inputs()[0].name: state})
+            state = outputs.get("hidden_state", state)
+            normed, keys, values = outputs["normed"], outputs["keys"], outputs["values"]
+            answers = _run_rows(rows, state[:, :1], normed[:, :1], keys, values)
+            logits = answers["logits"]
+            if place == last or thresholds is None:
+                leaves = np.full(len(samples), place == last)
+            elif self.config["policy"] == "patience":
+                agreeing = np.where(logits.argmax(-1) == label, agreeing + 1, 1)
+                label = logits.argmax(-1)
+                leaves = agreeing >= self.config["patience"]
+            else:
+                leaves = answers["score"] < np.float32(thresholds[place])
+
+            logits_of_all[samples[leaves]] = logits[leaves]
+            exit_layer[samples[leaves]] = self.exit_layers[place]
+            if leaves.all():
+                break
+            if leaves.any():
+                stays = ~leaves
+                samples, label, agreeing = samples[stays], label[stays], agreeing[stays]
+                state, normed, keys, values = state[stays], normed[stays], keys[stays], values[stays]
+                cls_row = answers["rows"][stays]
+            else:
+                cls_row = answers["rows"]
+            patch_rows = _run_rows(rows, state[:, 1:], normed[:, 1:], keys, values)["rows"]
+            state = np.concatenate((cls_row, patch_rows), axis=1)
+        return logits_of_all, exit_layer
+
+    def preprocess(self, pictures):
+        """Reads pictures (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
+        from PIL import Image, ImageOps
+
+        settings = self.config["preprocessing"]
+        mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+        crop_height, crop_width = settings["crop"]
+        batch = []
+        for picture in pictures:
+            if not isinstance(picture, Image.Image):
+                picture = Image.open(picture)
+            picture = ImageOps.exif_transpose(picture).convert("RGB")
+            height, width = settings["resize"]
+            picture = picture.resize((width, height), resample=settings["resample"])
+            left, top = (width - crop_width) // 2, (height - crop_height) // 2
+            picture = picture.crop((left, top, left + crop_width, top + crop_height))
+            pixels = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings["rescale"])
+            batch.append((pixels - mean) / std)
+        return np.stack(batch)
+
+    def _checked(self, pixel_values):
+        expected = (self.config["channels"], *self.config["image_size"])
+        if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
+            kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+            raise ValueError(f"pixel_values are {kind}; allowed is a numpy array of float32.")
+        if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+            raise ValueError(
+                f"pixel_values have shape {pixel_values.shape}; allowed is (B, {', '.join(map(str, expected))})."
+            )
+        return pixel_values
+
+    def _thresholds(self, early_exit, given):
+        """The thresholds of an early-exit run, [] for patience, None for a run to the end."""
+        calibrated = self.config["thresholds"]
+        is_patience = self.config["policy"] == "patience"
+        if early_exit is None:
+            early_exit = given is not None or self.config["early_exit"]
+        if not early_exit:
+            return None
+        if is_patience:
+            if given is not None:
+                raise ValueError("exit_thresholds have no meaning under the policy 'patience'.")
+            return []
+        given = calibrated if given is None else given
+        if given is None:
+            raise ValueError("early exit needs exit_thresholds; neither the call nor the export has any.")
+        early = len(self.stages) - 1
+        thresholds = [float(given)] * early if np.isscalar(given) else [float(one) for one in given]
+        if len(thresholds) != early:
+            raise ValueError(f"{len(thresholds)} exit_thresholds do not fit {early} early exits.")
+        return thresholds
+
+
+def _run(session, inputs):
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, inputs)))
+
+
+def _run_rows(session, hidden_rows, normed_rows, keys, values):
+    rows = {"hidden_rows": np.ascontiguousarray(hidden_rows), "normed_rows": np.ascontiguousarray(normed_rows)}
+    return _run(session, {**rows, "keys": keys, "values": values})
+
+
+_allocator_is_shared = False
+
+
+def _share_one_allocator():
+    """One CPU memory arena for all sessions of the process, where each would keep its own."""
+    global _allocator_is_shared
+    if _allocator_is_shared:
+        return
+    memory = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    try:
+        onnxruntime.create_and_register_allocator(memory, None)
+    except RuntimeError as error:
+        if "already" not in str(error):
+            raise
+    _allocator_is_shared = True
+
+
+def main(arguments):
+    """Prints label, probability and exit layer of each picture file."""
+    if len(arguments) < 2:
+        sys.exit("usage: python cascade_mevit.py DIRECTORY picture.jpg …")
+    directory, *files = arguments
+    cascade = Cascade(directory)
+    for file in files:
+        logits, exit_layer = cascade(cascade.preprocess([file]))
+        probabilities = np.exp(logits[0] - logits[0].max())
+        probabilities /= probabilities.sum()
+        label = int(probabilities.argmax())
+        print(f"{file}\t{cascade.config['labels'][label]}\t{probabilities[label]:.3f}\texit {exit_layer[0]}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
