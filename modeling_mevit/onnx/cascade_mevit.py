@@ -170,7 +170,7 @@ class Cascade:
 
 def _run(session, inputs):
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs)))
+    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def _run_rows(session, hidden_rows, normed_rows, keys, values):

@@ -54,8 +54,8 @@ def export(
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
-    Everything is written to `output.partial` and renamed when every file gave the same outputs as PyTorch, within 1e-4;
-    where one did not, it is renamed to `output.failed`.
+    Everything is written to `output.partial` and renamed when every file gave the same outputs as PyTorch, within
+    1e-4; where one did not, it is renamed to `output.failed`.
 
     Args:
         model: in float32.
@@ -182,7 +182,8 @@ def compare_cascade(model: MEViTForImageClassification, directory: Path, toleran
         difference = np.abs(logits - expected[:, place]).max()
         if not difference <= tolerance or set(exit_layer.tolist()) != {layer}:
             raise ExportError(
-                f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e} (allowed: {tolerance})."
+                f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e}; "
+                f"allowed is {tolerance}."
             )
 
 

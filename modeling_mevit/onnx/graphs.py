@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphs that are exported, as modules around the trained ones, each with its Optimum config.
 
-One graph for a model cut at an exit: pictures in, logits and score out. And for the cascade two graphs for each exit k,
-so that each weight lies in one graph only:
+One graph for a model cut at an exit: pictures in, logits and score out. And for the cascade two graphs for each exit
+k, so that each weight lies in one graph only:
 
 - stage: from what the exit before left (or from the pictures) through the layers in between, to the keys and values of
   layer k for all tokens;
@@ -90,7 +90,7 @@ class GraphOnnxConfig(ViTOnnxConfig):
 
 
 class ExitGraph(Graph):
-    """The model cut at an exit: `pixel_values` (B, C, H, W) → `logits` (B, L) and, if the policy has one, `score` (B,)."""
+    """The model cut at an exit: `pixel_values` (B, C, H, W) → `logits` (B, L) and, for some policies, `score` (B,)."""
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
         super().__init__(model)
@@ -119,7 +119,7 @@ class StageGraph(Graph):
     """Layers from one exit to the next: `previous` (B, N, d), or `pixel_values`, → what the exit's layer needs.
 
     Outputs: `normed` (B, N, d), the input of the exit's layer after its norm; `keys` and `values` (B, H, N, d/H); and
-    `hidden_state` (B, N, d), that input before its norm, unless it is `previous` itself, as between neighbouring exits.
+    `hidden_state` (B, N, d), that input before its norm, unless it is `previous` itself (neighbouring exits).
     """
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
