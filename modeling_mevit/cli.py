@@ -206,6 +206,28 @@ def predict(
             print(f"{file}\t{model.config.id2label[label]}\t{probability:.3f}\texit {layer}")
 
 
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    output: Annotated[Path, typer.Argument(help="Directory that does not exist yet.", show_default=False)],
+    exits: Annotated[list[int] | None, typer.Option(help="Exit layers to export a file for; all by default.")] = None,
+    cascade: Annotated[bool, typer.Option("--cascade", help="Export the chain of stages between exits too.")] = False,
+    early_exit: Annotated[bool, typer.Option(help="Whether the cascade leaves early by default.")] = True,
+    opset: Annotated[int, typer.Option(help="ONNX operator set, 17 to 23.")] = 18,
+) -> None:
+    """Writes ONNX files that were compared with PyTorch: one for each exit, and the cascade."""
+    try:
+        from .onnx.export import export as export_model
+    except ImportError as error:
+        raise ValueError(f"exporting needs the extra packages of mevit[onnx]: {error}") from error
+    model = _load(checkpoint, "cpu")
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    done = export_model(model, processor, output, exits=exits, cascade=cascade, early_exit=early_exit, opset=opset)
+    for name, size in done.files.items():
+        print(f"{size / 1e6:9.2f} MB  {name}")
+    print(f"Everything is in {done.directory}; each file gave what PyTorch gives.")
+
+
 def evaluation_tables(results: dict[str, Any]) -> str:
     """Markdown of what `mevit evaluate` measured: the exits, the policies, the early-exit run."""
     exits = ["| exit | accuracy | cost |", "| --- | --- | --- |"]
@@ -334,11 +356,26 @@ def _public(name_or_path: str) -> str:
     return path.resolve().name if path.is_dir() else name_or_path
 
 
+def _repeat_options(arguments: list[str]) -> list[str]:
+    """`--exits 6 9 12` written as `--exits 6 --exits 9 --exits 12`, which is how the parser takes lists."""
+    repeated: list[str] = []
+    is_exit = False
+    for argument in arguments:
+        if argument == "--exits":
+            is_exit = True
+        elif is_exit and argument.isdigit():
+            repeated += ["--exits", argument]
+        else:
+            is_exit = False
+            repeated.append(argument)
+    return repeated
+
+
 def main() -> None:
     """The console script: bad input ends with one line."""
     transformers.logging.set_verbosity_error()
     try:
-        app()
+        app(_repeat_options(sys.argv[1:]))
     except (ValueError, OSError, HFValidationError) as error:
         sys.exit(f"mevit: error: {error}")
 

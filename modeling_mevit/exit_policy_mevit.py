@@ -36,8 +36,9 @@ def entropy_score(logits: Tensor) -> Tensor:
     Returns:
         (...), float32.
     """
-    # entr is 0 at 0, so that a saturated softmax gives 0 and not NaN
-    return torch.special.entr(logits.float().softmax(-1)).sum(-1)
+    # a log softmax is finite where its softmax is 0, so that a saturated one gives 0 and not NaN
+    log_probabilities = logits.float().log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
 
 
 def margin_score(logits: Tensor) -> Tensor:

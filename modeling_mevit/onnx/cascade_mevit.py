@@ -75,45 +75,68 @@ class Cascade:
         Raises:
             ValueError: where pictures have another shape or type, or there are no thresholds.
         """
-        pixel_values = self._checked(pixel_values)
         thresholds = self._thresholds(early_exit, exit_thresholds)
         last = len(self.stages) - 1
-        samples = np.arange(len(pixel_values))  # which pictures are still in the batch
-        logits_of_all = np.zeros((len(samples), len(self.config["labels"])), dtype=np.float32)
-        exit_layer = np.full(len(samples), self.exit_layers[-1], dtype=np.int64)
-        if not len(samples):
-            return logits_of_all, exit_layer
-        label, agreeing = np.full(len(samples), -1), np.zeros(len(samples), dtype=np.int64)  # for patience
-        state = pixel_values
+        labels_so_far = []  # of all pictures, for patience
+        logits_of_all = np.zeros((len(pixel_values), len(self.config["labels"])), dtype=np.float32)
+        exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
+
+        def leaves(place, samples, answers):
+            logits = answers["logits"]
+            if place == last or thresholds is None:
+                mask = np.full(len(samples), place == last)
+            elif self.config["policy"] == "patience":
+                labels = np.full(len(pixel_values), -1)
+                labels[samples] = logits.argmax(-1)
+                labels_so_far.append(labels)
+                recent = labels_so_far[-self.config["patience"] :]
+                agree = np.all([earlier[samples] == labels[samples] for earlier in recent], axis=0)
+                mask = agree & (len(recent) == self.config["patience"])
+            else:
+                mask = answers["score"] < np.float32(thresholds[place])
+            logits_of_all[samples[mask]] = logits[mask]
+            exit_layer[samples[mask]] = self.exit_layers[place]
+            return mask
+
+        self._walk(pixel_values, leaves)
+        return logits_of_all, exit_layer
+
+    def every_exit(self, pixel_values):
+        """Runs pictures (B, C, H, W) to the end: logits (B, E, L) of every exit, and scores (B, E), or None.
+
+        Raises:
+            ValueError: where pictures have another shape or type.
+        """
+        given = []
+
+        def leaves(place, samples, answers):
+            given.append(answers)
+            return np.zeros(len(samples), dtype=bool)
+
+        self._walk(pixel_values, leaves)
+        logits = np.stack([answers["logits"] for answers in given], axis=1)
+        return logits, np.stack([a["score"] for a in given], axis=1) if "score" in given[0] else None
+
+    def _walk(self, pixel_values, leaves):
+        """Takes pictures from stage to stage. `leaves(place, samples, answers)` says which of them leave there."""
+        state = self._checked(pixel_values)
+        samples = np.arange(len(state))  # which pictures are still in the batch
         for place, (stage, rows) in enumerate(self.stages):
+            if not len(samples):
+                return
             outputs = _run(stage, {stage.get_inputs()[0].name: state})
             state = outputs.get("hidden_state", state)
             normed, keys, values = outputs["normed"], outputs["keys"], outputs["values"]
             answers = _run_rows(rows, state[:, :1], normed[:, :1], keys, values)
-            logits = answers["logits"]
-            if place == last or thresholds is None:
-                leaves = np.full(len(samples), place == last)
-            elif self.config["policy"] == "patience":
-                agreeing = np.where(logits.argmax(-1) == label, agreeing + 1, 1)
-                label = logits.argmax(-1)
-                leaves = agreeing >= self.config["patience"]
-            else:
-                leaves = answers["score"] < np.float32(thresholds[place])
-
-            logits_of_all[samples[leaves]] = logits[leaves]
-            exit_layer[samples[leaves]] = self.exit_layers[place]
-            if leaves.all():
-                break
-            if leaves.any():
-                stays = ~leaves
-                samples, label, agreeing = samples[stays], label[stays], agreeing[stays]
+            stays = ~leaves(place, samples, answers)
+            if place == len(self.stages) - 1 or not stays.any():
+                return
+            cls_row = answers["rows"]
+            if not stays.all():
+                samples, cls_row = samples[stays], cls_row[stays]
                 state, normed, keys, values = state[stays], normed[stays], keys[stays], values[stays]
-                cls_row = answers["rows"][stays]
-            else:
-                cls_row = answers["rows"]
             patch_rows = _run_rows(rows, state[:, 1:], normed[:, 1:], keys, values)["rows"]
             state = np.concatenate((cls_row, patch_rows), axis=1)
-        return logits_of_all, exit_layer
 
     def preprocess(self, pictures):
         """Reads pictures (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
