@@ -12,18 +12,21 @@ are certified at once, since a wrong certificate needs the first wrong setting t
 import bisect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import binom
 
+from .configuration_mevit import MEViTConfig
 from .exit_record import ExitRecord, Outcome, Setting
 
 
 BOUNDS = ("harm", "difference")
 # Scores are in [0, 1], entropy in [0, ln L]; those of a trained model crowd near 0.
 _GRID = np.geomspace(1e-5, 1, 201)
+PATH_PART = 1 / 3  # of the pictures, to draw a path of thresholds per exit that the others certify
 _MOST_CANDIDATES = 1000  # thresholds of a path, whatever the number of pictures
 
 
@@ -53,6 +56,63 @@ class Certificate:
 
     granted: Calibration | None
     refused: Calibration | None
+
+
+def calibrate(
+    record: ExitRecord, policy: str, promise: dict[str, Any], *, per_exit: bool, num_labels: int
+) -> Certificate:
+    """Chooses a setting on held-out pictures, for what is asked of it.
+
+    Args:
+        record: of the pictures.
+        policy: exit policy.
+        promise: `{"max_cost": c}`, `{"max_accuracy_drop": d}`, or `{"max_accuracy_drop": d, "confidence": p,
+            "bound": b}`; see [`within_cost`], [`within_drop`] and [`certified`].
+        per_exit: whether each exit has a threshold of its own. With a confidence, a third of the pictures, drawn at
+            random, then draws the path, and the others certify.
+        num_labels: of the model.
+
+    Returns:
+        The setting in `granted`, None where it lets no picture leave early; what was refused is known with a
+        confidence only.
+
+    Raises:
+        ValueError: where a number is out of range, or patience should have thresholds.
+    """
+    if "confidence" in promise:
+        if not per_exit:
+            return certified(record, policy, fixed_path(record, policy, num_labels), **promise)
+        shuffled = np.random.default_rng(0).permutation(len(record))
+        for_path = round(PATH_PART * len(record))
+        path = greedy_path(record.select(shuffled[:for_path]), policy)
+        return certified(record.select(shuffled[for_path:]), policy, path, **promise)
+    path = greedy_path(record, policy) if per_exit else shared_path(record, policy)
+    within = within_cost if "max_cost" in promise else within_drop
+    found = within(record, policy, path, **promise)
+    return Certificate(found if _saves(found.outcome) else None, None)
+
+
+def turn_on(
+    config: MEViTConfig, found: Calibration, promise: dict[str, Any], *, per_exit: bool, source: dict[str, Any]
+) -> None:
+    """Writes a setting into a model's config, with what it promises and what it was chosen on, and turns it on."""
+    config.exit_policy, config.early_exit = found.policy, True
+    if found.policy == "patience":
+        config.patience, config.exit_thresholds = found.setting, None
+        setting: dict[str, Any] = {"patience": found.setting}
+    else:
+        # JSON has no infinity, and no score is below 0
+        config.exit_thresholds = [max(threshold, 0.0) for threshold in found.setting]
+        setting = {"thresholds": config.exit_thresholds, "per_exit": per_exit}
+    measured = asdict(found.outcome)
+    measured["left_at"] = {str(layer): count for layer, count in measured["left_at"].items()}
+    config.calibration = {
+        "policy": found.policy,
+        **setting,
+        "promise": promise,
+        "measured": measured,
+        "data": source,
+    }
 
 
 def never_early(record: ExitRecord, policy: str) -> Setting:
@@ -175,25 +235,19 @@ def certified(
         The certified setting, None where nothing that saves anything is certified, and the one that was refused.
 
     Raises:
-        ValueError: where a number is no share, or there are fewer pictures than the bound needs if nothing is harmed.
+        ValueError: where a number is no share.
     """
     _check_share("max_accuracy_drop", max_accuracy_drop)
     _check_share("confidence", confidence)
     if bound not in BOUNDS:
         raise ValueError(f"bound={bound!r} is unknown; allowed are {', '.join(map(repr, BOUNDS))}.")
-    needed = pictures_needed(0.0, max_accuracy_drop, confidence)
-    if len(record) < needed:
-        raise ValueError(
-            f"{len(record)} pictures cannot certify a drop of at most {max_accuracy_drop:.2%} with confidence "
-            f"{confidence:.0%}: even if early exits do no harm, {needed} are needed."
-        )
     granted = refused = None
     for setting in path:
         tried = Calibration(policy, setting, record.outcome(record.places(policy, setting)))
         if p_value(tried.outcome, max_accuracy_drop, bound) > 1 - confidence:
             refused = tried
             break
-        if tried.outcome.cost < record.costs[-1]:
+        if _saves(tried.outcome):
             granted = tried
     return Certificate(granted, refused)
 
@@ -255,6 +309,11 @@ def _smallest(holds: Callable[[int], bool]) -> int:
     while not holds(enough):
         enough *= 2
     return bisect.bisect_left(range(enough), True, lo=enough // 2, key=holds)
+
+
+def _saves(outcome: Outcome) -> bool:
+    """Whether any picture leaves before the last exit."""
+    return outcome.left_at[max(outcome.left_at)] < outcome.pictures
 
 
 def _tried(record: ExitRecord, policy: str, path: list[Setting]) -> list[Calibration]:

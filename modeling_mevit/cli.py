@@ -4,38 +4,36 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import datasets
-import numpy as np
 import torch
 import transformers
 import typer
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.dynamic_module_utils import custom_object_save
 
-from .calibration import (
-    Calibration,
-    certified,
-    fixed_path,
-    greedy_path,
-    pictures_needed,
-    shared_path,
-    within_cost,
-    within_drop,
+from .calibration import Certificate, pictures_needed, turn_on
+from .calibration import calibrate as calibrate_record
+from .data import (
+    PictureDataset,
+    evaluation_transform,
+    fingerprint,
+    picture_keys,
+    pictures_for,
+    public_name,
+    read_picture,
 )
-from .data import PictureDataset, evaluation_transform, fingerprint, pictures_for, read_picture
+from .evaluation import accuracy_of, run_early_exit
 from .evaluation import evaluate as evaluate_record
-from .evaluation import run_early_exit
-from .exit_record import ExitRecord, record_exits
+from .exit_record import record_exits
 from .figures import accuracy_cost_curve
 from .model_card import early_exit_section, with_early_exit_section
 from .modeling_mevit import MEViTForImageClassification
 
-
-PATH_PART = 1 / 3  # of the pictures, to draw a path of thresholds per exit that the others certify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -65,9 +63,9 @@ def calibrate(
         float | None, typer.Option(help="With a drop: promise it for other pictures, with this probability.")
     ] = None,
     bound: Annotated[
-        Literal["harm", "difference"],
-        typer.Option(help="With a confidence: test the harm rate, or the drop itself."),
-    ] = "harm",
+        Literal["harm", "difference"] | None,
+        typer.Option(help="With a confidence: test the harm rate, which is the default, or the drop itself."),
+    ] = None,
     policy: Annotated[Policy | None, typer.Option(help="Exit policy; the checkpoint's by default.")] = None,
     thresholds: Annotated[
         Literal["shared", "per-exit"], typer.Option(help="One for all exits, or one for each.")
@@ -84,43 +82,41 @@ def calibrate(
         raise ValueError("give one of --max-cost and --max-accuracy-drop.")
     if confidence is not None and max_accuracy_drop is None:
         raise ValueError("--confidence is for --max-accuracy-drop; a cost is no promise.")
+    if bound is not None and confidence is None:
+        raise ValueError("--bound is for --confidence; without one nothing is tested.")
+    if confidence is not None and split in ("train", "all"):
+        raise ValueError(f"--split {split} has pictures that trained the model; no promise can come from them.")
+    for name, share in (("--max-accuracy-drop", max_accuracy_drop), ("--confidence", confidence)):
+        if share is not None and not 0 <= share < 1:
+            raise ValueError(f"{name} {share} is no share; allowed is 0 to below 1.")
     destination = _destination(checkpoint, output)
     model = _load(checkpoint, device)
     config = model.config
     if len(config.exit_layers) < 2:
         raise ValueError(f"{checkpoint} has one exit only, {config.exit_layers}; nothing can leave early.")
     policy = policy or config.exit_policy
+    if policy == "patience" and thresholds == "per-exit":
+        raise ValueError("patience has one number for all exits; --thresholds per-exit is for policies with a score.")
     rows, dataset = _pictures(
         model, checkpoint, data, split, half,
         image_column=image_column, label_column=label_column, aircraft_level=aircraft_level,
     )  # fmt: skip
     record = record_exits(model, dataset, batch_size=batch_size)
 
+    promise: dict[str, Any] = {"max_cost": max_cost}
+    if max_accuracy_drop is not None:
+        promise = {"max_accuracy_drop": max_accuracy_drop}
+    if confidence is not None:
+        promise |= {"confidence": confidence, "bound": bound or "harm"}
     per_exit = thresholds == "per-exit"
-    if confidence is None:
-        path = greedy_path(record, policy) if per_exit else shared_path(record, policy)
-        if max_cost is not None:
-            promise, found = {"max_cost": max_cost}, within_cost(record, policy, path, max_cost)
-        else:
-            promise = {"max_accuracy_drop": max_accuracy_drop}
-            found = within_drop(record, policy, path, max_accuracy_drop)
-    else:
-        promise = {"max_accuracy_drop": max_accuracy_drop, "confidence": confidence, "bound": bound}
-        if per_exit:
-            shuffled = np.random.default_rng(0).permutation(len(record))
-            for_path = round(PATH_PART * len(record))
-            path = greedy_path(record.select(shuffled[:for_path]), policy)
-            record = record.select(shuffled[for_path:])
-        else:
-            path = fixed_path(record, policy, config.num_labels)
-        found = _certify(record, policy, path, promise)
-
+    certificate = calibrate_record(record, policy, promise, per_exit=per_exit, num_labels=config.num_labels)
+    print(calibration_report(certificate, promise))
+    found = certificate.granted
     if found is None:
         config.early_exit, config.exit_thresholds, config.calibration = False, None, None
     else:
-        source = {"name": _public(data), "split": split, "half": half, "sha256": fingerprint(rows)}
-        _turn_on(model, found, promise, source)
-        print(_description(found))
+        source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
+        turn_on(config, found, promise, per_exit=per_exit, source=source)
     _save(model, checkpoint, destination)
     state = "on" if config.early_exit else "off"
     print(f"Early exit is {state} in {destination}.")
@@ -150,32 +146,33 @@ def evaluate(
     model = _load(checkpoint, device)
     source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
     rows, dataset = _pictures(model, checkpoint, data, split, half, **source)
-    sha256 = fingerprint(rows)
     calibration = model.config.calibration
-    if calibration and calibration["data"]["sha256"] == sha256 and not force:
+    seen = _calibrating(rows, calibration["data"], model, data, source) if calibration and not force else 0
+    if seen:
         raise ValueError(
-            f"these are the {len(rows)} pictures that chose the thresholds, so they say too much good of them; "
+            f"{seen} of these {len(rows)} pictures chose the thresholds, so they say too much good of them; "
             f"take others, or give --force."
         )
     record = record_exits(model, dataset, batch_size=batch_size)
     run = run_early_exit(model, dataset, batch_size=batch_size) if model.config.early_exit else None
     results = {
-        "data": {"name": _public(data), "split": split, "half": half, "sha256": sha256},
+        "data": {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)},
         "calibration": calibration,
         **evaluate_record(model, record, run),
         "machine": {"device": str(model.device), "threads": torch.get_num_threads(), "torch": torch.__version__},
     }
     plain_accuracy = None
     if plain:
-        plain_model = _load(plain, device)
-        plain_rows, plain_dataset = _pictures(plain_model, plain, data, split, half, **source)
-        plain_record = record_exits(plain_model, plain_dataset, batch_size=batch_size)
-        plain_accuracy = results["plain_accuracy"] = float(plain_record.right[:, -1].mean())
+        plain_model = AutoModelForImageClassification.from_pretrained(plain).to(model.device).eval()
+        _, plain_dataset = _pictures(plain_model, plain, data, split, half, **source)
+        plain_accuracy = results["plain_accuracy"] = accuracy_of(plain_model, plain_dataset, batch_size=batch_size)
 
     table = evaluation_tables(results)
     print(table)
     destination.mkdir(parents=True, exist_ok=True)
-    (destination / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (destination / "evaluation.json").write_text(
+        json.dumps(results, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (destination / "evaluation.md").write_text(table + "\n", encoding="utf-8")
     accuracy_cost_curve(record, plain_accuracy).savefig(destination / "accuracy_cost.png", dpi=120)
     print(f"\nevaluation.json, evaluation.md and accuracy_cost.png are in {destination}.")
@@ -238,7 +235,8 @@ def evaluation_tables(results: dict[str, Any]) -> str:
     columns = ["policy", "area", "oracle", *(f"AUROC {layer}" for layer in layers)]
     policies = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for policy, row in results["policies"].items():
-        cells = [f"{row['area']:.4f}", f"{row['oracle']:.4f}", *(f"{row['auroc'][layer]:.3f}" for layer in layers)]
+        aurocs = ("–" if area is None else f"{area:.3f}" for area in map(row["auroc"].get, layers))
+        cells = [f"{row['area']:.4f}", f"{row['oracle']:.4f}", *aurocs]
         policies.append(f"| {policy} | {' | '.join(cells)} |")
     parts = [f"{results['pictures']} pictures", "\n".join(exits), "\n".join(policies)]
     run = results.get("early_exit")
@@ -253,60 +251,39 @@ def evaluation_tables(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _certify(record: ExitRecord, policy: str, path: list, promise: dict[str, Any]) -> Calibration | None:
-    """Tests the path and prints what was found."""
-    certificate = certified(record, policy, path, **promise)
+def calibration_report(certificate: Certificate, promise: dict[str, Any]) -> str:
+    """What was chosen or certified, on which evidence, and what stood against more."""
+    lines = []
     found, refused = certificate.granted, certificate.refused
-    drop, confidence = promise["max_accuracy_drop"], promise["confidence"]
-    if found:
-        print(
+    drop, confidence = promise.get("max_accuracy_drop"), promise.get("confidence")
+    if found and confidence:
+        lines.append(
             f"Certified on {found.outcome.pictures} pictures, {found.outcome.harms} of them harmed and "
             f"{found.outcome.corrections} corrected: with probability {confidence:.0%} the true drop is at most "
             f"{drop:.2%}."
         )
-    else:
-        print(
-            f"Nothing that saves cost can be certified on {len(record)} pictures for a drop of at most {drop:.2%} "
-            f"with probability {confidence:.0%}."
+    if not found:
+        lines.append(
+            f"Nothing that saves cost can be certified for a drop of at most {drop:.2%} with probability "
+            f"{confidence:.0%}."
         )
     if refused:
-        harm_rate = refused.outcome.harms / len(record)
+        outcome = refused.outcome
+        harm_rate = outcome.harms / outcome.pictures
         needed = pictures_needed(harm_rate, drop, confidence)
         more = f"{needed} pictures would certify it" if needed else "no number of pictures would certify it"
-        print(
-            f"The first setting refused has mean cost {refused.outcome.cost:.3f} and harms {refused.outcome.harms} "
-            f"({harm_rate:.2%}); at this harm rate {more} by the harm bound."
+        lines.append(
+            f"The first setting refused has mean cost {outcome.cost:.3f} and harms {outcome.harms} of "
+            f"{outcome.pictures} ({harm_rate:.2%}); at this harm rate {more} by the harm bound."
         )
-    return found
-
-
-def _turn_on(
-    model: MEViTForImageClassification, found: Calibration, promise: dict[str, Any], source: dict[str, Any]
-) -> None:
-    """Writes a calibration into the model's config."""
-    config = model.config
-    config.exit_policy, config.early_exit = found.policy, True
-    if found.policy == "patience":
-        config.patience, config.exit_thresholds = found.setting, None
-        setting = {"patience": found.setting}
-    else:
-        # JSON has no infinity; no score is below 0
-        config.exit_thresholds = [max(threshold, 0.0) for threshold in found.setting]
-        setting = {"thresholds": config.exit_thresholds}
-    measured = asdict(found.outcome)
-    measured["left_at"] = {str(layer): count for layer, count in measured["left_at"].items()}
-    config.calibration = {
-        "policy": found.policy, **setting, "promise": promise, "measured": measured, "data": source,
-    }  # fmt: skip
-
-
-def _description(found: Calibration) -> str:
-    outcome = found.outcome
-    left = ", ".join(f"{count} at exit {layer}" for layer, count in outcome.left_at.items())
-    return (
-        f"On {outcome.pictures} pictures: accuracy {outcome.accuracy:.1%} (last exit "
-        f"{outcome.accuracy_of_last_exit:.1%}), mean cost {outcome.cost:.3f}. Left: {left}."
-    )
+    if found:
+        outcome = found.outcome
+        left = ", ".join(f"{count} at exit {layer}" for layer, count in outcome.left_at.items())
+        lines.append(
+            f"On {outcome.pictures} pictures: accuracy {outcome.accuracy:.1%} (last exit "
+            f"{outcome.accuracy_of_last_exit:.1%}), mean cost {outcome.cost:.3f}. Left: {left}."
+        )
+    return "\n".join(lines)
 
 
 def _load(checkpoint: str, device: str | None) -> MEViTForImageClassification:
@@ -318,7 +295,10 @@ def _load(checkpoint: str, device: str | None) -> MEViTForImageClassification:
     if lacking:
         predictor = " It has no uncertainty predictor." if lacking[0].startswith("uncertainty.") else ""
         raise ValueError(f"{checkpoint} lacks {len(lacking)} weights, first {lacking[0]}.{predictor}")
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    except RuntimeError as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
 
 
 def _pictures(
@@ -335,25 +315,45 @@ def _destination(checkpoint: str, output: Path | None) -> Path:
     return output or Path(checkpoint)
 
 
+def _calibrating(
+    rows: datasets.Dataset, source: dict[str, Any], model: MEViTForImageClassification, data: str, options: dict
+) -> int:
+    """How many of these pictures chose the thresholds, as far as it can be told."""
+    if fingerprint(rows) == source["sha256"]:
+        return len(rows)
+    if source["name"] != public_name(data):
+        return 0
+    calibrating = pictures_for(model.config.label2id, data, source["split"], half=source["half"], **options)
+    if fingerprint(calibrating) != source["sha256"]:
+        return 0
+    return len(set(picture_keys(rows)) & set(picture_keys(calibrating)))
+
+
 def _save(model: MEViTForImageClassification, checkpoint: str, destination: Path) -> None:
-    """Writes config and card; the weights too, where they are not there already."""
+    """Writes config, code and card; the weights too, where they are not there already."""
     calibration = model.config.calibration
     section = early_exit_section(calibration, model.config.exit_layers) if calibration else None
-    source_card = Path(checkpoint, "README.md")
+    card = _card(checkpoint, model)
     if destination.resolve() != Path(checkpoint).resolve():
         model.save_pretrained(destination)
         AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(destination)
     else:
         model.config.save_pretrained(destination)
-    if source_card.is_file():
-        card = with_early_exit_section(source_card.read_text(encoding="utf-8"), section)
-        (destination / "README.md").write_text(card, encoding="utf-8")
+        custom_object_save(model, destination)  # an older checkpoint's code may not know early exit
+    (destination / "README.md").write_text(with_early_exit_section(card, section), encoding="utf-8")
 
 
-def _public(name_or_path: str) -> str:
-    """A Hub id as it is; of a folder its own name, since where it lies is nobody's business."""
-    path = Path(name_or_path).expanduser()
-    return path.resolve().name if path.is_dir() else name_or_path
+def _card(checkpoint: str, model: MEViTForImageClassification) -> str:
+    """The checkpoint's card, or the beginning of one."""
+    file = Path(checkpoint, "README.md")
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    if not Path(checkpoint).is_dir():
+        try:
+            return ModelCard.load(checkpoint).content
+        except (OSError, HfHubHTTPError):
+            pass  # a repository without a card
+    return f"# {public_name(checkpoint)}\n\nA multi-exit ViT with exits on layers {model.config.exit_layers}.\n"
 
 
 def _repeat_options(arguments: list[str]) -> list[str]:

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from numbers import Real
 
 from transformers import ViTConfig
 
@@ -123,6 +124,13 @@ class MEViTConfig(ViTConfig):
             )
         if self.exit_thresholds is not None or self.early_exit:
             self.thresholds_of_early_exits()
+        calibrated = self.calibration or {}
+        if calibrated.get("policy", self.exit_policy) != self.exit_policy and self.exit_thresholds is not None:
+            if self.exit_thresholds == calibrated.get("thresholds"):
+                raise ValueError(
+                    f"exit_thresholds={self.exit_thresholds} were chosen for exit_policy={calibrated['policy']!r}; "
+                    f"exit_policy={self.exit_policy!r} needs others."
+                )
 
     def thresholds_of_early_exits(self, given: Sequence[float] | float | None = None) -> list[float]:
         """The threshold of each early exit, E − 1 numbers: those given, or the config's. None for `"patience"`.
@@ -130,7 +138,8 @@ class MEViTConfig(ViTConfig):
         Raises:
             ValueError: where there are none, not E − 1, or one is no number, or where patience would ignore them.
         """
-        given = self.exit_thresholds if given is None else given
+        is_stored = given is None
+        given = self.exit_thresholds if is_stored else given
         num_early = len(self.exit_layers) - 1
         if self.exit_policy == "patience":
             if given is not None:
@@ -141,11 +150,19 @@ class MEViTConfig(ViTConfig):
                 f"early exit needs exit_thresholds, {num_early} numbers; neither the call nor the config has any. "
                 f"`mevit calibrate` chooses them."
             )
-        thresholds = [float(given)] * num_early if isinstance(given, (int, float)) else [float(one) for one in given]
+        try:
+            thresholds = [float(given)] * num_early if isinstance(given, Real) else [float(one) for one in given]
+        except (TypeError, ValueError):
+            thresholds = []
         if len(thresholds) != num_early or any(math.isnan(one) for one in thresholds):
             raise ValueError(
                 f"exit_thresholds={given} do not fit exits {self.exit_layers}; "
                 f"allowed is one number, or {num_early}, one for each exit but the last."
+            )
+        if is_stored and any(math.isinf(one) for one in thresholds):
+            raise ValueError(
+                f"exit_thresholds={given} cannot be stored, since JSON has no infinity; "
+                f"0 lets nothing leave, and a number above all scores everything."
             )
         return thresholds
 

@@ -33,7 +33,8 @@ def without_data(model_class: type[PreTrainedModel], config: ViTConfig) -> PreTr
     """A model of shapes only, in eval mode, with eager attention, whose matrix products the counter sees."""
     settings = config.to_dict()
     settings.pop("model_type", None)
-    settings["early_exit"] = False  # which path a picture takes cannot be told without data
+    # which path a picture takes cannot be told without data, and layers whose states are asked for run in full
+    settings |= {"early_exit": False, "output_hidden_states": False, "output_attentions": False}
     config = model_class.config_class(**settings, attn_implementation="eager")
     with torch.device("meta"):
         return model_class(config).eval()
@@ -79,9 +80,14 @@ def mean_cost(exit_layer: Iterable[int], config: MEViTConfig) -> float:
     Args:
         exit_layer: (B,), the layer at which each picture left, as the model returns it.
         config: of the model.
+
+    Raises:
+        ValueError: where there are no pictures.
     """
     costs = early_exit_costs(config)
     layers = [int(layer) for layer in exit_layer]
+    if not layers:
+        raise ValueError("no pictures have no mean cost; one at least is needed.")
     return sum(costs[layer] for layer in layers) / len(layers)
 
 

@@ -175,17 +175,29 @@ def pictures_for(
     return rows.remove_columns("label").add_column("label", labels)
 
 
-def fingerprint(rows: datasets.Dataset) -> str:
-    """SHA-256, in hexadecimal, of which pictures these are, whatever their order and the folder they lie in.
-
-    A picture is its file's name and its label; one that has no file is its content and its label.
-    """
-    lines = []
+def picture_keys(rows: datasets.Dataset) -> list[str]:
+    """What tells each picture from others, whatever its file is called: its label and the SHA-256 of its content."""
+    keys = []
     for row in rows:
         path, content = row["image"]["path"], row["image"]["bytes"]
-        name = Path(path).name if path else hashlib.sha256(content).hexdigest()
-        lines.append(f"{row['label']}/{name}")
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+        content = Path(path).read_bytes() if content is None else content
+        keys.append(f"{row['label']}/{hashlib.sha256(content).hexdigest()}")
+    return keys
+
+
+def fingerprint(rows: datasets.Dataset) -> str:
+    """SHA-256, in hexadecimal, of which pictures these are ([`picture_keys`]), whatever their order."""
+    return hashlib.sha256("\n".join(sorted(picture_keys(rows))).encode()).hexdigest()
+
+
+def public_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a local folder its own name, since where it lies is nobody's business."""
+    return Path(name_or_path).expanduser().resolve().name if is_local(name_or_path) else name_or_path
+
+
+def is_local(name_or_path: str) -> bool:
+    """Whether a name is that of a local folder."""
+    return Path(name_or_path).expanduser().is_dir()
 
 
 def _demo() -> tuple[Splits, Classes]:

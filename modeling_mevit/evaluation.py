@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from .cost import exit_costs
 from .exit_policy_mevit import SCORES
 from .exit_record import ExitRecord
-from .metrics import AccuracyCostArea, ErrorDetection, ExitAccuracy
+from .metrics import AccuracyCostArea, ErrorDetection, ExitAccuracy, area_under
 from .modeling_mevit import MEViTForImageClassification
 
 
@@ -82,9 +82,10 @@ def evaluate(
 
     Returns:
         `pictures`; `exits`, a row for each exit (`exit`, `accuracy`, `cost` of the model cut there); `policies`,
-        policy → `auroc` of each exit, `area` under the accuracy–cost curve and the `oracle`'s; and, with a run,
-        `early_exit`: `accuracy`, `accuracy_of_last_exit`, `cost`, `harms`, `corrections`, `left_at`,
-        `pictures_per_second`, `plain_pictures_per_second` and `time`, relative to the plain ViT's.
+        policy → `auroc` of each exit (None where it cannot be told, as of patience, which has no score), `area` under
+        the accuracy–cost curve and the `oracle`'s; and, with a run, `early_exit`: `accuracy`, `accuracy_of_last_exit`,
+        `cost`, `harms`, `corrections`, `left_at`, `pictures_per_second`, `plain_pictures_per_second` and `time`,
+        relative to the plain ViT's.
     """
     layers = record.exit_layers
     accuracies = ExitAccuracy().compute(predictions=record.predictions, references=record.labels, exit_layers=layers)
@@ -99,14 +100,19 @@ def evaluate(
     for policy in SCORES:
         given = {"predictions": record.scores[policy], "references": record.right}
         detection = ErrorDetection().compute(**given, exit_layers=layers)
-        area = AccuracyCostArea().compute(**given, costs=record.costs.tolist())
+        areas = AccuracyCostArea().compute(**given, costs=record.costs.tolist())
+        auroc = {str(layer): detection[f"auroc/exit_{layer}"] for layer in layers}
         results["policies"][policy] = {
-            "auroc": {str(layer): detection[f"auroc/exit_{layer}"] for layer in layers},
-            **area,
+            "auroc": {layer: None if np.isnan(area) else area for layer, area in auroc.items()},
+            **areas,
         }
+    results["policies"]["patience"] = {
+        "auroc": dict.fromkeys(map(str, layers)),
+        "area": area_under(*patience_curve(record), record.costs),
+        "oracle": areas["oracle"],
+    }
     if run is not None:
-        places = np.searchsorted(layers, run.exit_layer)
-        outcome = record.outcome(places)
+        outcome = record.outcome(np.searchsorted(layers, run.exit_layer))
         results["early_exit"] = {
             "accuracy": float((run.predictions == record.labels).mean()),
             "accuracy_of_last_exit": outcome.accuracy_of_last_exit,
@@ -121,12 +127,28 @@ def evaluate(
     return results
 
 
+def patience_curve(record: ExitRecord) -> tuple[np.ndarray, np.ndarray]:
+    """Costs and accuracies, (E,) each, of early-exit runs in which 1 … E exits in a row have to agree."""
+    runs = [record.outcome(record.places("patience", agreeing)) for agreeing in range(1, len(record.exit_layers) + 1)]
+    return np.array([run.cost for run in runs]), np.array([run.accuracy for run in runs])
+
+
+@torch.no_grad()
+def accuracy_of(model: torch.nn.Module, dataset: Dataset, *, batch_size: int = 32) -> float:
+    """Accuracy of any image classifier in eval mode: of its `logits`."""
+    right = []
+    for batch in tqdm(DataLoader(dataset, batch_size), desc="plain ViT", unit="batch"):
+        logits = model(batch["pixel_values"].to(model.device)).logits
+        right.append(logits.argmax(-1).cpu() == batch["labels"])
+    return torch.cat(right).float().mean().item()
+
+
 def _timed(model: torch.nn.Module, pixel_values: torch.Tensor, **arguments) -> tuple[Any, float]:
-    device = pixel_values.device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    on_accelerator = pixel_values.device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize()
     start = time.perf_counter()
     outputs = model(pixel_values, **arguments)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if on_accelerator:
+        torch.accelerator.synchronize()
     return outputs, time.perf_counter() - start

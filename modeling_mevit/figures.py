@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from .evaluation import patience_curve
 from .exit_record import ExitRecord
 from .metrics import oracle_curve, shared_threshold_curve
 
@@ -48,6 +49,8 @@ def accuracy_cost_curve(record: ExitRecord, plain_accuracy: float | None = None)
     for number, (policy, scores) in enumerate(record.scores.items()):
         costs, accuracies = shared_threshold_curve(scores, record.right, record.costs)
         axes.plot(costs, 100 * accuracies, color=f"C{number}", label=policy)
+    costs, accuracies = patience_curve(record)
+    axes.plot(costs, 100 * accuracies, color=f"C{len(record.scores)}", marker="x", label="patience")
     costs, accuracies = oracle_curve(record.right, record.costs)
     axes.plot(costs, 100 * accuracies, color="grey", linestyle=":", label="oracle (knows which exits are right)")
     axes.plot(record.costs, 100 * record.right.mean(0), "o", color="black", label="one exit for all pictures")

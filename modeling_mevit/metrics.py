@@ -44,7 +44,7 @@ class ErrorDetection(ExitMetric):
     """How well an exit's score tells its errors: the probability that an error has a higher score than a right answer.
 
     `compute(predictions=scores (N, E), references=right (N, E), exit_layers=[…])` gives `auroc/exit_k` for each exit k
-    (ties count half; NaN for an exit without an error or without a right answer), and `auroc`, their mean.
+    (ties count half; NaN for an exit without an error or without a right answer), and `auroc`, the mean of the others.
     """
 
     description = "Area under the ROC curve of finding an exit's errors by its score."
@@ -56,7 +56,8 @@ class ErrorDetection(ExitMetric):
         scores, right = np.asarray(predictions), np.asarray(references)
         areas = [_auroc(scores[~right[:, e], e], scores[right[:, e], e]) for e in range(scores.shape[1])]
         per_exit = {f"auroc/exit_{layer}": area for layer, area in zip(exit_layers, areas, strict=True)}
-        return {"auroc": float(np.mean(areas)), **per_exit}
+        known = [area for area in areas if not np.isnan(area)]
+        return {"auroc": float(np.mean(known)) if known else float("nan"), **per_exit}
 
 
 class AccuracyCostArea(ExitMetric):
@@ -123,6 +124,8 @@ def oracle_curve(right: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.n
 
 def area_under(mean_costs: np.ndarray, accuracies: np.ndarray, costs: np.ndarray) -> float:
     """Mean height of a curve of accuracies over the costs from `costs[0]` to `costs[-1]`; flat after its end."""
+    if costs[-1] == costs[0]:
+        return float(accuracies[-1])
     mean_costs, accuracies = np.append(mean_costs, costs[-1]), np.append(accuracies, accuracies[-1])
     return float(np.trapezoid(accuracies, mean_costs) / (costs[-1] - costs[0]))
 

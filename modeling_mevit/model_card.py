@@ -48,8 +48,8 @@ Without it, Transformers runs the code that lies beside the weights (read it fir
 model = AutoModelForImageClassification.from_pretrained("{model_name}", trust_remote_code=True)
 ```
 
-`model(pixel_values)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and `exit_scores` (B, E) of
-all exits.
+`model(pixel_values, early_exit=False)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and
+`exit_scores` (B, E) of all exits.
 
 ## Training
 
@@ -158,7 +158,7 @@ def early_exit_section(calibration: dict[str, Any], exit_layers: list[int]) -> s
         text = (
             f"With probability {promise['confidence']:.0%} over the draw of the calibration pictures, early exit "
             f"loses at most {promise['max_accuracy_drop']:.2%} in accuracy against the last exit on pictures like "
-            f"those ({promise['bound']} bound)."
+            f"those ({promise['bound']} bound), if those pictures neither trained the model nor chose its recipe."
         )
     else:
         text = (
@@ -179,7 +179,7 @@ exit that is sure enough, by the policy `{calibration["policy"]}`; `early_exit=F
 
 {settings}
 
-Decided on {measured["pictures"]} pictures of {data["name"]} ({data["split"]}{half}; SHA-256 of names and labels
+Decided on {measured["pictures"]} pictures of {data["name"]} ({data["split"]}{half}; SHA-256 of content and labels
 `{data["sha256"][:16]}…`): accuracy {measured["accuracy"]:.1%}, of the last exit
 {measured["accuracy_of_last_exit"]:.1%}, mean cost {measured["cost"]:.3f} of the plain ViT's. Early exits were wrong
 where the last one is right on {measured["harms"]} of them, and right where it is wrong on {measured["corrections"]}.

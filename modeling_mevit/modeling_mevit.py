@@ -228,7 +228,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         whole_layers = self.training or output_hidden_states or output_attentions
         try:
             for number, layer in enumerate(layers, start=1):
-                if number < len(layers) or whole_layers:
+                # hooks belong to the whole layer; what shards weights gathers them there
+                if number < len(layers) or whole_layers or layer._forward_hooks or layer._forward_pre_hooks:
                     hidden_state = layer(hidden_state)  # (B, N, d)
                 else:
                     hidden_state, _ = _cls_row(layer, hidden_state)  # (B, 1, d)

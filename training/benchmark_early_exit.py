@@ -74,10 +74,9 @@ def noise(model: MEViTForImageClassification, pictures: int) -> Tensor:
     return torch.randn(pictures, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@torch.no_grad()
-def thresholds_that_spread(model: MEViTForImageClassification, pixel_values: Tensor) -> list[float]:
-    """Thresholds, midway between scores, under which the same share of these pictures leaves at each exit."""
-    scores = model(pixel_values).exit_scores.double()  # (B, E)
+def thresholds_that_spread(scores: Tensor) -> list[float]:
+    """Thresholds, midway between scores (B, E), under which the same share of these pictures leaves at each exit."""
+    scores = scores.double()
     thresholds = []
     for place in range(scores.shape[1] - 1):
         at_this_exit = round(len(scores) / (scores.shape[1] - place))
@@ -98,8 +97,13 @@ def ratio_of(ours: Callable[[], object], plain: Callable[[], object], pairs: int
         run()
         return time.perf_counter() - start
 
-    ratios = sorted(seconds(ours) / seconds(plain) for _ in range(pairs + 2))
-    ratios = ratios[1:-1]  # without the two extremes, of which the first call is one
+    for _ in range(2):
+        ours(), plain()
+    ratios = []
+    for pair in range(pairs):  # which one goes first alternates
+        taken = {run: seconds(run) for run in ((ours, plain) if pair % 2 else (plain, ours))}
+        ratios.append(taken[ours] / taken[plain])
+    ratios.sort()
     quartile = len(ratios) // 4
     return {"time": median(ratios), "quartiles": [ratios[quartile], ratios[-1 - quartile]]}
 
@@ -118,7 +122,8 @@ def measure(name: str, batch_size: int, arguments: BenchmarkArguments) -> dict[s
     }
     # at batch 1 one picture for each exit, one after another
     pictures = noise(model, num_exits if batch_size == 1 else batch_size)
-    thresholds = thresholds_that_spread(model, pictures)
+    with torch.no_grad():
+        thresholds = thresholds_that_spread(model(pictures).exit_scores)
     batches = pictures.split(batch_size)
 
     def spread() -> list[int]:
@@ -135,7 +140,7 @@ def measure(name: str, batch_size: int, arguments: BenchmarkArguments) -> dict[s
 def peak_memory(kind: str, name: str, arguments: BenchmarkArguments) -> float:
     """Maximum resident set in MiB of a fresh process."""
     command = [sys.executable, str(Path(__file__).resolve()), f"--only={kind}", f"--models={name}"]
-    command += ["--batch_sizes", str(max(arguments.batch_sizes))]
+    command += ["--batch_sizes", str(max(arguments.batch_sizes)), "--num_labels", str(arguments.num_labels)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -148,8 +153,7 @@ def main(argv: list[str] | None = None) -> dict:
         batch = noise(model, arguments.batch_sizes[0])
         plain = plain_vit(model)
         # both kinds choose thresholds, picture by picture so that it takes no memory
-        scores = torch.cat([model(picture[None]).exit_scores for picture in batch])
-        thresholds = scores[:, :-1].quantile(0.2, dim=0).tolist()
+        thresholds = thresholds_that_spread(torch.cat([model(picture[None]).exit_scores for picture in batch]))
         for _ in range(3):
             if arguments.only == "plain":
                 plain(batch)
@@ -166,11 +170,9 @@ def main(argv: list[str] | None = None) -> dict:
     for name in arguments.models:
         for batch_size in arguments.batch_sizes:
             results[f"{name}/batch_{batch_size}"] = measured = measure(name, batch_size, arguments)
-            print(
-                f"{name}, batch {batch_size}: " + ", ".join(f"{kind} {r['time']:.3f}" for kind, r in measured.items())
-            )
-            spread = measured["spread_evenly"]
-            print(f"    spread evenly: cost {spread['cost']:.3f}, time by cost {spread['time_by_cost']:.3f}")
+            times = ", ".join(f"{kind} {ratio['time']:.3f}" for kind, ratio in measured.items())
+            by_cost = measured["spread_evenly"]["time_by_cost"]
+            print(f"{name}, batch {batch_size}: {times} ({by_cost:.3f} of its mean cost)", flush=True)
         memory = {kind: peak_memory(kind, name, arguments) for kind in ("plain", "early_exit")}
         results[f"{name}/memory"] = memory["early_exit"] / memory["plain"]
         print(f"{name}: peak memory {results[f'{name}/memory']:.3f}")

@@ -57,7 +57,12 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     arguments, known = parser.parse_args_into_dataclasses(argv)
     table = known.directory / "runs.json"
     runs = {run["run"]: run for run in json.loads(table.read_text(encoding="utf-8"))} if table.is_file() else {}
-    runs |= {run["run"]: run for run in map(read_run, arguments.runs)}
+    added = [read_run(directory) for directory in arguments.runs]
+    if len({run["run"] for run in added}) < len(added):
+        raise ValueError(
+            f"--runs {' '.join(arguments.runs)} have directories of the same name; names tell runs apart."
+        )
+    runs |= {run["run"]: run for run in added}
     in_order = [runs[name] for name in sorted(runs)]
     known.directory.mkdir(parents=True, exist_ok=True)
     table.write_text(json.dumps(in_order, indent=1) + "\n", encoding="utf-8")

@@ -33,7 +33,9 @@ from modeling_mevit.data import (
     PictureDataset,
     evaluation_transform,
     image_processor_for,
+    is_local,
     load_splits,
+    public_name,
     train_transform,
 )
 from modeling_mevit.figures import training_curve
@@ -348,15 +350,6 @@ def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_argument
         "banner": BANNER_NOTE if is_aircraft else None,
     }
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def public_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a local folder its own name, since where it lies is nobody's business."""
-    return Path(name_or_path).expanduser().resolve().name if is_local(name_or_path) else name_or_path
-
-
-def is_local(name_or_path: str) -> bool:
-    return Path(name_or_path).expanduser().is_dir()
 
 
 def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> bool:

@@ -131,6 +131,8 @@ class MEViTTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would replace the loss that MEViTTrainer is for; allowed is None.")
+        if self.model_init is not None and self.args.standardize_exits:
+            raise ValueError("standardize_exits sets the norms of a model; give `model` in place of `model_init`.")
         # Set this once there is something to report; until then the card is the library's draft.
         self.write_model_card: Callable[[], None] | None = None
         self._sum_of_terms, self._num_terms = 0.0, 0
@@ -146,8 +148,9 @@ class MEViTTrainer(Trainer):
 
     def create_optimizer(self, *args, **kwargs):
         """The library's optimizer, with groups of their own for what is not the backbone, at `exit_learning_rate`."""
+        is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
-        if self.args.exit_learning_rate is not None:
+        if is_new and self.args.exit_learning_rate is not None:
             backbone = {id(parameter) for parameter in self.model.vit.parameters()}
             for group in list(optimizer.param_groups):
                 own = [parameter for parameter in group["params"] if id(parameter) not in backbone]
@@ -156,7 +159,8 @@ class MEViTTrainer(Trainer):
         return optimizer
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
-        if self.args.standardize_exits and not resume_from_checkpoint:
+        is_fresh = not resume_from_checkpoint and self.state.global_step == 0
+        if self.args.standardize_exits and is_fresh:
             standardize_exits(self.model, self._some_pictures())
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -200,7 +204,8 @@ class MEViTTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Keeps the logits of all exits, where the library's Trainer would keep those of the last one."""
+        """Runs all exits and keeps their logits, where the library's Trainer would keep those of the last one."""
+        inputs = {**inputs, "early_exit": False}
         ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
 

@@ -16,6 +16,7 @@ from transformers import pipeline
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
 from modeling_mevit.data import image_processor_for
+from modeling_mevit.evaluation import plain_vit
 from tests.tiny import TINY
 
 
@@ -112,7 +113,7 @@ def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, thres
     assert calibration["measured"]["pictures"] == (80 if thresholds == "shared" else 53)
     card = (checkpoint / "README.md").read_text()
     assert "With probability 90% over the draw" in card and card.index("## Early exit") < card.index("## How to load")
-    mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.01")
+    mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
     card = (checkpoint / "README.md").read_text()
     assert card.count("## Early exit") == 1 and "Nothing is promised for others" in card
 
@@ -126,11 +127,19 @@ def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint,
     promise = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--policy", "confidence"]
     code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
     assert code == 1
-    assert "Nothing that saves cost can be certified on 80 pictures" in out
+    assert "Nothing that saves cost can be certified for a drop of at most 10.00%" in out
     assert "no number of pictures would certify it" in out and "Early exit is off" in out
     config = config_of(checkpoint)
     assert config["early_exit"] is False and config["calibration"] is None and config["exit_thresholds"] is None
     assert "## Early exit" not in (checkpoint / "README.md").read_text()
+
+
+def test_says_how_many_pictures_would_certify(mevit, checkpoint, photos):
+    promise = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
+    assert code == 1 and "Nothing that saves cost can be certified" in out
+    assert "harms 0 of 80 (0.00%); at this harm rate 299 pictures would certify it by the harm bound" in out
+    assert config_of(checkpoint)["early_exit"] is False
 
 
 def test_patience(mevit, checkpoint, photos):
@@ -145,12 +154,16 @@ def test_patience(mevit, checkpoint, photos):
 def test_evaluates_and_writes_json_table_and_picture(mevit, checkpoint, photos, tmp_path):
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--half", "first")
     output = tmp_path / "results"
-    code, out = mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint, "--output", output)
+    plain = tmp_path / "plain"
+    plain_vit(MEViTForImageClassification.from_pretrained(checkpoint)).save_pretrained(plain)
+    shutil.copy(checkpoint / "preprocessor_config.json", plain)
+    code, out = mevit("evaluate", checkpoint, "--data", photos, "--plain", plain, "--output", output)
     assert code == 0
     results = json.loads((output / "evaluation.json").read_text())
     assert results["pictures"] == 40 and results["data"]["split"] == "test"
     assert [row["exit"] for row in results["exits"]] == [2, 3, 4]
-    assert results["plain_accuracy"] == results["exits"][-1]["accuracy"]
+    assert results["plain_accuracy"] == pytest.approx(results["exits"][-1]["accuracy"])
+    assert results["policies"]["patience"]["auroc"]["2"] is None
     assert results["early_exit"]["cost"] < 0.8 and sum(results["early_exit"]["left_at"].values()) == 40
     assert (output / "evaluation.md").read_text().strip() in out
     assert "| policy | area | oracle | AUROC 2 | AUROC 3 | AUROC 4 |" in out
@@ -162,9 +175,15 @@ def test_the_pictures_that_calibrated_do_not_evaluate(mevit, checkpoint, photos,
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
     moved = shutil.copytree(photos, tmp_path / "elsewhere")
     code, _ = mevit("evaluate", checkpoint, "--data", moved, "--split", "validation")
-    assert code.startswith("mevit: error: these are the 80 pictures that chose the thresholds")
+    assert code.startswith("mevit: error: 80 of these 80 pictures chose the thresholds")
     assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--force")[0] == 0
-    assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--half", "first")[0] == 0
+
+
+def test_nor_do_sets_that_hold_some_of_them(mevit, checkpoint, photos):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--split", "test", "--half", "first")
+    code, _ = mevit("evaluate", checkpoint, "--data", photos)
+    assert code.startswith("mevit: error: 20 of these 40 pictures chose the thresholds")
+    assert mevit("evaluate", checkpoint, "--data", photos, "--half", "second")[0] == 0
 
 
 def test_predicts_label_probability_and_exit(mevit, checkpoint, photos):
@@ -195,8 +214,12 @@ def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path
         ([], "give one of --max-cost and --max-accuracy-drop"),
         (["--max-cost", "0.6", "--confidence", "0.9"], "--confidence is for --max-accuracy-drop"),
         (["--max-cost", "0.1"], "max_cost=0.1 is out of reach: leaving at the first exit costs 0.3"),
-        (["--max-accuracy-drop", "0.01", "--confidence", "0.95"], "80 pictures cannot certify .* 299 are needed"),
-        (["--max-accuracy-drop", "2"], "max_accuracy_drop=2.0 is no share"),
+        (["--max-accuracy-drop", "2"], "--max-accuracy-drop 2.0 is no share"),
+        (["--max-accuracy-drop", "0.1", "--confidence", "1"], "--confidence 1.0 is no share"),
+        (["--max-accuracy-drop", "0.1", "--bound", "harm"], "--bound is for --confidence"),
+        (["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--split", "all"], "no promise can come from them"),
+        (["--max-cost", "0.6", "--policy", "patience", "--thresholds", "per-exit"], "patience has one number"),
+        (["--max-cost", "0.6", "--device", "abacus"], "--device abacus cannot be used"),
         (["--max-cost", "0.6", "--split", "dev"], "split='dev' is unknown"),
         (["--max-cost", "0.6", "--data", "/no/such/folder"], "/no/such/folder"),
     ],
@@ -213,6 +236,7 @@ def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos
     shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
     assert "has one exit only" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
 
+    weights_before = (checkpoint / "model.safetensors").read_bytes()
     weights = load_file(checkpoint / "model.safetensors")
     save_file(
         {name: weight for name, weight in weights.items() if not name.startswith("uncertainty")},
@@ -226,7 +250,24 @@ def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos
     (unseen / "validation" / "ochre").mkdir()
     for split in ("train", "validation"):
         shutil.copy(photos / "test" / "teal" / "0.png", unseen / split / "ochre")
-    code, _ = mevit("calibrate", tmp_path / "one", "--data", unseen, "--max-cost", "0.6")
-    assert "has one exit only" in code
-    code, _ = mevit("evaluate", tmp_path / "one", "--data", unseen, "--split", "validation")
+    (checkpoint / "model.safetensors").write_bytes(weights_before)
+    code, _ = mevit("calibrate", checkpoint, "--data", unseen, "--max-cost", "0.6")
     assert "1 classes of" in code and "'ochre'" in code
+
+
+def test_a_model_with_one_exit_is_evaluated_without_curves(mevit, checkpoint, photos, tmp_path):
+    MEViTForImageClassification.from_pretrained(checkpoint).truncate(2).save_pretrained(tmp_path / "one")
+    shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
+    code, _ = mevit("evaluate", tmp_path / "one", "--data", photos)
+    results = json.loads((tmp_path / "one" / "evaluation.json").read_text())
+    assert code == 0 and results["policies"]["margin"]["area"] == results["exits"][0]["accuracy"]
+
+
+def test_an_older_checkpoint_gets_the_code_that_knows_early_exit(mevit, checkpoint, photos):
+    (checkpoint / "modeling_mevit.py").write_text("raise ImportError('an older model')\n")
+    (checkpoint / "encoder_layer_mevit.py").unlink()
+    (checkpoint / "README.md").unlink()
+    assert mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")[0] == 0
+    assert "early_exit" in (checkpoint / "modeling_mevit.py").read_text()
+    assert (checkpoint / "encoder_layer_mevit.py").is_file()
+    assert "## Early exit" in (checkpoint / "README.md").read_text()

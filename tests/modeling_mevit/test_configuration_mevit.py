@@ -1,5 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
 from transformers import AutoConfig
 
@@ -75,6 +76,17 @@ def test_names_that_are_no_fields_are_refused():
         ({"exit_thresholds": [0.1]}, r"exit_thresholds=\[0.1\] do not fit exits \[2, 3, 4\]"),
         ({"exit_policy": "patience", "patience": 4}, "patience=4 is out of range for 3 exits; allowed are 1 to 3"),
         ({"exit_policy": "patience", "exit_thresholds": 0.1}, "have no meaning under exit_policy='patience'"),
+        ({"exit_thresholds": [None, 0.5]}, r"exit_thresholds=\[None, 0.5\] do not fit"),
+        ({"exit_thresholds": "low"}, "exit_thresholds=low do not fit"),
+        ({"exit_thresholds": [float("-inf"), 0.5]}, "cannot be stored, since JSON has no infinity"),
+        (
+            {
+                "exit_policy": "entropy",
+                "exit_thresholds": [0.1, 0.2],
+                "calibration": {"policy": "margin", "thresholds": [0.1, 0.2]},
+            },
+            "were chosen for exit_policy='margin'; exit_policy='entropy' needs others",
+        ),
         ({"uncertainty_input": "patches"}, "uncertainty_input='patches' is unknown"),
     ],
 )
@@ -87,3 +99,5 @@ def test_one_threshold_serves_all_early_exits():
     assert MEViTConfig(**TINY, exit_thresholds=0.25).thresholds_of_early_exits() == [0.25, 0.25]
     assert MEViTConfig(**TINY, exit_thresholds=[0.25, 0.5]).thresholds_of_early_exits() == [0.25, 0.5]
     assert MEViTConfig(**TINY).thresholds_of_early_exits([0.1, 0.2]) == [0.1, 0.2]
+    assert MEViTConfig(**TINY).thresholds_of_early_exits(np.float32(0.5)) == [0.5, 0.5]
+    assert MEViTConfig(**TINY).thresholds_of_early_exits(float("-inf")) == [float("-inf")] * 2

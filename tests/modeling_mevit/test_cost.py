@@ -91,6 +91,19 @@ def test_parameters_are_those_of_the_truncated_model():
     }
 
 
+def test_what_a_config_asks_for_does_not_change_its_cost():
+    plain, asking = MEViTConfig(**TINY), MEViTConfig(**TINY, output_hidden_states=True)
+    asking.output_attentions = True
+    assert exit_costs(asking) == exit_costs(plain)
+    calibrated = MEViTConfig(**TINY, exit_thresholds=0.5, early_exit=True)
+    assert early_exit_costs(calibrated) == early_exit_costs(plain)
+
+
+def test_no_pictures_have_no_mean_cost():
+    with pytest.raises(ValueError, match="no pictures have no mean cost"):
+        mean_cost([], MEViTConfig(**TINY))
+
+
 def test_counting_leaves_the_config_alone():
     config = MEViTConfig(**TINY)
     before = config.to_dict()

@@ -25,6 +25,7 @@ from modeling_mevit.data import (
     fingerprint,
     image_processor_for,
     load_splits,
+    picture_keys,
     pictures_for,
     read_picture,
     train_transform,
@@ -734,13 +735,20 @@ def test_halves_are_fixed_and_share_no_picture(tmp_path):
     assert paths[0] == {image["path"] for image in pictures_for(label2id, tmp_path, "test", half="first")["image"]}
 
 
-def test_the_fingerprint_is_of_names_and_labels(tmp_path):
-    write_classes(tmp_path / "here" / "train", {"cat": 6, "dog": 6})
-    write_classes(tmp_path / "there" / "train", {"cat": 6, "dog": 6})
+def test_the_fingerprint_is_of_content_and_labels(tmp_path):
+    for folder, seed in (("here", 0), ("there", 0), ("others", 1)):
+        for name in ("cat", "dog"):
+            rng = np.random.default_rng([seed, len(name), ord(name[0])])
+            for number in range(6):
+                file = tmp_path / folder / "train" / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
     label2id = {"cat": 0, "dog": 1}
-    here, there = (pictures_for(label2id, tmp_path / name, "all") for name in ("here", "there"))
+    here, there, others = (pictures_for(label2id, tmp_path / name, "all") for name in ("here", "there", "others"))
     assert fingerprint(here) == fingerprint(there) == fingerprint(here.select(range(11, -1, -1)))
     assert fingerprint(here) != fingerprint(here.select(range(5)))
+    assert fingerprint(here) != fingerprint(others)  # equal names and labels, other photos
     assert fingerprint(here) != fingerprint(pictures_for({"cat": 0, "dog": 2}, tmp_path / "here", "all"))
+    assert len(set(picture_keys(here)) & set(picture_keys(here.select([0, 1])))) == 2
     drawn = pictures_for(dict.fromkeys(CLASS_NAMES, 0), "demo", "validation")
     assert fingerprint(drawn.select([0])) != fingerprint(drawn.select([1]))

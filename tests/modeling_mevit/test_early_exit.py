@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import image_processor_for
+from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.exit_policy_mevit import SCORES, agreement, first_exit
 from tests.tiny import tiny_model
 
@@ -174,6 +175,25 @@ def test_a_cut_model_has_no_early_exit_left(pictures):
     small = model.truncate(3)
     assert small.config.early_exit is False and small.config.exit_thresholds is None
     torch.testing.assert_close(small(pictures).logits, model(pictures, early_exit=False).exit_logits[:, 1])
+
+
+def test_a_cut_model_of_patience_can_be_saved_and_loaded(pictures, tmp_path):
+    small = tiny_model(exit_policy="patience", patience=3).truncate(3)
+    small.save_pretrained(tmp_path)
+    loaded = MEViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(pictures).logits, small(pictures).logits)
+
+
+@torch.no_grad()
+def test_hooks_on_the_last_layer_see_the_whole_layer(pictures):
+    model = tiny_model()
+    expected = model(pictures).exit_logits
+    shapes = []
+    hook = encoder_layers(model.vit)[-1].register_forward_hook(lambda *args: shapes.append(tuple(args[-1].shape)))
+    torch.testing.assert_close(model(pictures).exit_logits, expected, atol=1e-5, rtol=0)
+    hook.remove()
+    model(pictures)
+    assert shapes == [(24, 17, 32)]
 
 
 def test_a_pipeline_leaves_early_with_no_further_argument(pictures, tmp_path):

@@ -39,3 +39,11 @@ def test_runs_are_added_and_replaced_and_differences_shown(tmp_path):
 def test_a_directory_without_metrics_is_named(tmp_path):
     with pytest.raises(ValueError, match="is no output directory of a finished run"):
         collect.main([str(tmp_path), "--runs", str(tmp_path / "none")])
+
+
+def test_runs_of_the_same_name_are_refused(tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "mevit").mkdir()
+    runs = [write_run(tmp_path / name / "seed0", (0.5, 0.6)) for name in ("vit", "mevit")]
+    with pytest.raises(ValueError, match="have directories of the same name"):
+        collect.main([str(tmp_path / "table"), "--runs", *runs])

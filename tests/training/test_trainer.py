@@ -252,7 +252,31 @@ def test_exits_are_standardised_on_training_pictures_unless_a_run_is_resumed(tmp
     assert torch.cat(pictures).shape == (24, 3, 16, 16)
     assert trainer.model.exits["3"].norm.weight.mean() > 1.5  # 1 at first; deviations are far below 1
     trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-1")
+    trainer.train()  # nor is what was trained
     assert len(torch.cat(pictures)) == 24
+
+
+def test_standardising_needs_a_model(tmp_path):
+    with pytest.raises(ValueError, match="give `model` in place of `model_init`"):
+        MEViTTrainer(
+            model_init=lambda: tiny_model(),
+            args=MEViTTrainingArguments(str(tmp_path), standardize_exits=True, report_to="none", use_cpu=True),
+        )
+
+
+def test_one_trainer_can_train_and_then_resume(tmp_path):
+    trainer = make_trainer(tmp_path, exit_learning_rate=2e-3, save_strategy="steps", save_steps=5, max_steps=5)
+    trainer.train()
+    trainer.args.max_steps = 8
+    assert trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-5").global_step == 8
+    assert len(trainer.create_optimizer().param_groups) == 4
+
+
+def test_a_calibrated_model_is_evaluated_at_every_exit(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.model.config.early_exit, trainer.model.config.exit_thresholds = True, 0.5
+    unlabelled = [{"pixel_values": sample["pixel_values"]} for sample in trainer.eval_dataset]
+    assert trainer.predict(unlabelled).predictions.shape == (10, 5)
 
 
 def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
