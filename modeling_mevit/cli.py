@@ -211,18 +211,55 @@ def export(
     cascade: Annotated[bool, typer.Option("--cascade", help="Export the chain of stages between exits too.")] = False,
     early_exit: Annotated[bool, typer.Option(help="Whether the cascade leaves early by default.")] = True,
     opset: Annotated[int, typer.Option(help="ONNX operator set, 17 to 23.")] = 18,
+    quantize: Annotated[
+        Literal["int8", "int8-dynamic"] | None, typer.Option(help="Multiply in int8, with fixed or dynamic ranges.")
+    ] = None,
+    dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of weights and activations.")] = "float32",
+    data: Annotated[
+        str | None, typer.Option(help="With a lower precision: the data set that the model was trained on.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Its pictures that choose the thresholds anew.")] = "validation",
+    half: Half = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    aircraft_level: AircraftLevel = "variant",
 ) -> None:
     """Writes ONNX files that were compared with PyTorch: one for each exit, and the cascade."""
     try:
         from .onnx.export import export as export_model
+        from .onnx.quantize import Quantization
     except ImportError as error:
         raise ValueError(f"exporting needs the extra packages of mevit[onnx]: {error}") from error
+    if quantize and dtype != "float32":
+        raise ValueError(f"--quantize {quantize} and --dtype {dtype} are two precisions; give one.")
+    precision = quantize or (None if dtype == "float32" else dtype)
+    if precision and not data:
+        raise ValueError(f"{precision} needs --data: training pictures for ranges, others for thresholds.")
     model = _load(checkpoint, "cpu")
-    processor = AutoImageProcessor.from_pretrained(checkpoint)
-    done = export_model(model, processor, output, exits=exits, cascade=cascade, early_exit=early_exit, opset=opset)
+    quantization = None
+    if precision:
+        options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
+        _, training = _pictures(model, checkpoint, data, "train", None, **options)
+        rows, calibration = _pictures(model, checkpoint, data, split, half, **options)
+        source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
+        quantization = Quantization(precision, training, calibration, source)
+    done = export_model(
+        model,
+        AutoImageProcessor.from_pretrained(checkpoint),
+        output,
+        exits=exits,
+        cascade=cascade,
+        early_exit=early_exit,
+        opset=opset,
+        quantization=quantization,
+    )
     for name, size in done.files.items():
         print(f"{size / 1e6:9.2f} MB  {name}")
-    print(f"Everything is in {done.directory}; each file gave what PyTorch gives.")
+    if precision:
+        report = json.loads((output / "precision.json").read_text(encoding="utf-8"))
+        for name, accuracy in report["accuracy"].items():
+            print(f"{name}: accuracy {accuracy['float32']:.1%} in float32, {accuracy[precision]:.1%} in {precision}")
+    print(f"Everything is in {done.directory}; each float32 file gave what PyTorch gives.")
 
 
 def evaluation_tables(results: dict[str, Any]) -> str:

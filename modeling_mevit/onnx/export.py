@@ -18,6 +18,7 @@ from ..cost import early_exit_costs
 from ..modeling_mevit import MEViTForImageClassification
 from . import cascade_mevit
 from .graphs import ExitGraph, Graph, RowsGraph, StageGraph
+from .quantize import Quantization
 
 
 TOLERANCE = 1e-4  # of float32 outputs, absolute
@@ -51,6 +52,7 @@ def export(
     cascade: bool = False,
     early_exit: bool = True,
     opset: int = DEFAULT_OPSET,
+    quantization: Quantization | None = None,
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
@@ -65,6 +67,7 @@ def export(
         cascade: whether to export the chain of stages too.
         early_exit: whether the cascade leaves early unless told otherwise, by the thresholds of the model's config.
         opset: of ONNX.
+        quantization: what to lower the precision with, once the float32 files are right.
 
     Raises:
         ValueError: where the model has not what is asked for, or `output` holds something.
@@ -102,6 +105,8 @@ def export(
             (directory / "cascade.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             shutil.copy(cascade_mevit.__file__, directory)
             compare_cascade(model, directory)
+        if quantization:
+            quantization.apply(directory)
 
     write_whole(output, write)
     return Export(output, {name: (output / name).stat().st_size for name in graphs})
