@@ -79,7 +79,7 @@ def test_lower_precision_answers_alike_and_is_calibrated_anew(tmp_path, model, p
     report = json.loads((tmp_path / "out" / "precision.json").read_text())
     assert report["accuracy"]["model.onnx"]["float32"] == 1.0  # the labels are its own
     assert report["accuracy"]["model.onnx"][precision] == pytest.approx(
-        (logits[:, -1].argmax(-1) == calibration.labels).mean(), abs=0.05
+        (logits[:, -1].argmax(-1) == calibration.labels).mean(), abs=0.1
     )
     assert report["early_exit"]["cost"] == pytest.approx(outcome.cost)
 
