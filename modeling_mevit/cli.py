@@ -31,6 +31,7 @@ from .evaluation import accuracy_of, run_early_exit
 from .evaluation import evaluate as evaluate_record
 from .exit_record import record_exits
 from .figures import accuracy_cost_curve
+from .machine import machine
 from .model_card import early_exit_section, with_early_exit_section
 from .modeling_mevit import MEViTForImageClassification
 
@@ -159,7 +160,7 @@ def evaluate(
         "data": {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)},
         "calibration": calibration,
         **evaluate_record(model, record, run),
-        "machine": {"device": str(model.device), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "machine": {**machine(), "device": str(model.device), "threads": torch.get_num_threads()},
     }
     plain_accuracy = None
     if plain:
@@ -260,6 +261,46 @@ def export(
         for name, accuracy in report["accuracy"].items():
             print(f"{name}: accuracy {accuracy['float32']:.1%} in float32, {accuracy[precision]:.1%} in {precision}")
     print(f"Everything is in {done.directory}; each float32 file gave what PyTorch gives.")
+
+
+@app.command()
+def benchmark(
+    checkpoint: Checkpoint,
+    exported: Annotated[Path, typer.Argument(help="What `mevit export --cascade` wrote.", show_default=False)],
+    data: Data,
+    split: Annotated[str, typer.Option(help="Its pictures to run on.")] = "test",
+    pictures: Annotated[int, typer.Option(help="How many of them, drawn at random.", min=1)] = 100,
+    threads: Annotated[int, typer.Option(help="Of one operator; the libraries' choice by default.", min=0)] = 0,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    aircraft_level: AircraftLevel = "variant",
+) -> None:
+    """Measures size, latency, memory and energy at batch 1, beside the plain ViT, in PyTorch and ONNX Runtime."""
+    try:
+        from .onnx.benchmark import benchmark as measure
+        from .onnx.benchmark import find_energy_monitor, table_of
+    except ImportError as error:
+        raise ValueError(f"benchmarking needs the extra packages of mevit[onnx]: {error}") from error
+    model = _load(checkpoint, "cpu")
+    if not (model.config.early_exit and (exported / "cascade.json").is_file()):
+        raise ValueError(f"{checkpoint} has to be calibrated and {exported} to hold its cascade.")
+    options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
+    _, dataset = _pictures(model, checkpoint, data, split, None, **options)
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:pictures].tolist()
+    arrays = [dataset[index]["pixel_values"][None].numpy() for index in drawn]
+    monitor, why_no_energy = find_energy_monitor()
+    rows = measure(checkpoint, exported, arrays, threads=threads, energy_monitor=monitor)
+    print(table_of(rows, why_no_energy))
+    if output:
+        measured_on = {**machine(), "threads": threads or torch.get_num_threads()}
+        results = {
+            "machine": measured_on,
+            "pictures": len(arrays),
+            "energy": why_no_energy or "measured",
+            "rows": rows,
+        }
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def evaluation_tables(results: dict[str, Any]) -> str:

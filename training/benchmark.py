@@ -10,7 +10,6 @@ process each.
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.process_memory import peak
 from training.trainer import MEViTTrainer, MEViTTrainingArguments
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict:
         steps = Steps(arguments.only, arguments)
         for _ in range(5):
             steps.take()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak())
         return {}
 
     memory = {kind: peak_memory(kind, arguments) for kind in ("vit", "mevit")}

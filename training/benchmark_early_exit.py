@@ -17,7 +17,6 @@ Memory: maximum resident set of a fresh process each, early exit spread evenly.
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -33,6 +32,7 @@ from transformers import HfArgumentParser
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.cost import mean_cost
 from modeling_mevit.evaluation import plain_vit
+from modeling_mevit.process_memory import peak
 
 
 MODELS = {
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> dict:
                 plain(batch)
             else:
                 model(batch, early_exit=True, exit_thresholds=thresholds)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(peak())
         return {}
 
     results = {

@@ -11,16 +11,11 @@ checkpoint when the same command is given again.
 
 import json
 import logging
-import os
-import platform
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
-import transformers
 import yaml
 from transformers import DeiTImageProcessor, HfArgumentParser, TrainerState, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
@@ -39,6 +34,7 @@ from modeling_mevit.data import (
     train_transform,
 )
 from modeling_mevit.figures import training_curve
+from modeling_mevit.machine import machine
 from modeling_mevit.metrics import ExitAccuracy
 from modeling_mevit.model_card import model_card, results_table
 from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint, load_strictly
@@ -358,23 +354,6 @@ def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> 
     if training_arguments.max_steps > 0:
         return state.global_step >= training_arguments.max_steps
     return state.epoch >= training_arguments.num_train_epochs
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu_info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1].strip() for line in cpu_info.open() if "model name" in line] if cpu_info.exists() else []
-    )
-    return {
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "datasets": datasets.__version__,
-    }
 
 
 def write_json(file: Path, content: Any) -> None:
