@@ -11,7 +11,7 @@ from transformers import ViTConfig
 from .exit_policy_mevit import EXIT_POLICIES
 
 
-UNCERTAINTY_INPUTS = ("logits", "probabilities", "hidden_state")
+UNCERTAINTY_INPUTS = ("probabilities", "logits", "hidden_state")
 UNCERTAINTY_TARGETS = ("distance", "error")
 
 
@@ -25,9 +25,9 @@ class MEViTConfig(ViTConfig):
             the later half of the encoder: `[6, 7, 8, 9, 10, 11, 12]` of 12 layers.
         share_uncertainty_predictor (`bool`, *optional*, defaults to `True`):
             Whether all exits use one uncertainty predictor, as in the paper (equation 3), or one each.
-        uncertainty_input (`str`, *optional*, defaults to `"logits"`):
-            What the predictor reads of its exit: `"logits"`, as in the paper, `"probabilities"`, the softmax in
-            descending order, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
+        uncertainty_input (`str`, *optional*, defaults to `"probabilities"`):
+            What the predictor reads of its exit: `"probabilities"`, the softmax in descending order, which ranks errors
+            best, `"logits"`, as in the paper, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
         uncertainty_target (`str`, *optional*, defaults to `"distance"`):
             What the predictor learns (equation 4): `"distance"`, tanh of the L1 distance between softmax and one-hot
             label, or `"error"`, 1 where the exit's arg-max is wrong and 0 elsewhere.
@@ -77,7 +77,7 @@ class MEViTConfig(ViTConfig):
         self,
         exit_layers: list[int] | None = None,
         share_uncertainty_predictor: bool = True,
-        uncertainty_input: str = "logits",
+        uncertainty_input: str = "probabilities",
         uncertainty_target: str = "distance",
         exit_policy: str = "uncertainty",
         exit_thresholds: list[float] | float | None = None,

@@ -20,9 +20,9 @@ TINY = {
 
 
 def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
-    """A tiny model whose exits disagree: weights are ten times larger than the initial ones."""
+    """A tiny model whose exits disagree: weights are ten times larger than the initial ones. Predictors read logits."""
     torch.manual_seed(seed)
-    model = MEViTForImageClassification(MEViTConfig(**{**TINY, **settings})).eval()
+    model = MEViTForImageClassification(MEViTConfig(**{**TINY, "uncertainty_input": "logits", **settings})).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
