@@ -26,8 +26,8 @@ class MEViTConfig(ViTConfig):
         share_uncertainty_predictor (`bool`, *optional*, defaults to `True`):
             Whether all exits use one uncertainty predictor, as in the paper (equation 3), or one each.
         uncertainty_input (`str`, *optional*, defaults to `"probabilities"`):
-            What the predictor reads of its exit: `"probabilities"`, the softmax in descending order, which ranks errors
-            best, `"logits"`, as in the paper, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
+            What the predictor reads of its exit: `"probabilities"`, the softmax in descending order, which ranks
+            errors best, `"logits"`, as in the paper, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
         uncertainty_target (`str`, *optional*, defaults to `"distance"`):
             What the predictor learns (equation 4): `"distance"`, tanh of the L1 distance between softmax and one-hot
             label, or `"error"`, 1 where the exit's arg-max is wrong and 0 elsewhere.

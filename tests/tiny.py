@@ -20,7 +20,10 @@ TINY = {
 
 
 def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
-    """A tiny model whose exits disagree: weights are ten times larger than the initial ones. Predictors read logits."""
+    """A tiny model whose exits disagree: weights are ten times larger than the initial ones.
+
+    Its predictor reads logits, which vary most.
+    """
     torch.manual_seed(seed)
     model = MEViTForImageClassification(MEViTConfig(**{**TINY, "uncertainty_input": "logits", **settings})).eval()
     with torch.no_grad():

@@ -71,6 +71,7 @@ def test_weights_are_safetensors_beside_their_code(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json",
         "configuration_mevit.py",
+        "encoder_layer_mevit.py",
         "exit_policy_mevit.py",
         "loss_mevit.py",
         "model.safetensors",

@@ -30,7 +30,9 @@ def test_error_detection_by_hand():
     metrics = ErrorDetection().compute(predictions=scores, references=right, exit_layers=[6, 12])
     # errors 0.9 and 0.5 against right answers 0.2 and 0.5: three of four pairs are in order, and one is a tie
     assert metrics["auroc/exit_6"] == 3.5 / 4
-    assert math.isnan(metrics["auroc/exit_12"]) and math.isnan(metrics["auroc"])
+    assert math.isnan(metrics["auroc/exit_12"]) and metrics["auroc"] == 3.5 / 4
+    alone = ErrorDetection().compute(predictions=scores[:, 1:], references=right[:, 1:], exit_layers=[12])
+    assert math.isnan(alone["auroc"])
 
 
 def random_exits(samples: int = 60, exits: int = 4):
