@@ -70,7 +70,11 @@ def early_exit_costs(config: MEViTConfig) -> dict[int, float]:
         prefix = copy.deepcopy(config)
         prefix.num_hidden_layers, prefix.exit_layers = layer, config.exit_layers[:place]
         prefix.exit_policy, prefix.exit_thresholds = "uncertainty", None
-        costs[layer] = multiply_accumulates(without_data(MEViTForImageClassification, prefix)) / plain
+        model = without_data(MEViTForImageClassification, prefix)
+        needed = multiply_accumulates(model)
+        if layer == config.exit_layers[-1]:
+            needed -= model.uncertainty.weight.shape[1]  # whoever comes here stays, so no prediction is made
+        costs[layer] = needed / plain
     return costs
 
 

@@ -14,7 +14,7 @@ from modeling_mevit.cost import (
     multiply_accumulates,
     without_data,
 )
-from tests.tiny import TINY, tiny_model
+from tests.tiny import TINY, thirds_as_thresholds, tiny_model
 
 
 def test_a_layer_costs_what_the_closed_form_says():
@@ -50,10 +50,11 @@ def test_the_last_layer_of_a_cut_model_costs_what_the_closed_form_says():
 
 
 def test_an_early_exit_run_costs_what_its_operations_add_up_to():
-    model = tiny_model(attn_implementation="eager", exit_thresholds=[0.45, 0.6])
+    model = tiny_model(attn_implementation="eager")
     pictures = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    thresholds = thirds_as_thresholds(model, pictures)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        exit_layer = model(pictures, early_exit=True).exit_layer
+        exit_layer = model(pictures, early_exit=True, exit_thresholds=thresholds).exit_layer
     assert len(exit_layer.unique()) == 3
     plain = multiply_accumulates(without_data(ViTForImageClassification, model.config))
     assert mean_cost(exit_layer, model.config) == pytest.approx(counter.get_total_flops() / 2 / plain / 32)
@@ -64,7 +65,7 @@ def test_who_leaves_late_pays_for_the_exits_passed():
     plain = multiply_accumulates(without_data(ViTForImageClassification, config))
     cut, run = exit_costs(config), early_exit_costs(config)
     assert run[2] == cut[2]
-    assert (run[4] - cut[4]) * plain == pytest.approx(2 * (32 * 5 + 5))  # two classifiers, two predictions
+    assert (run[4] - cut[4]) * plain == pytest.approx(2 * 32 * 5 + 5)  # two classifiers; one prediction more
 
 
 def test_heads_and_predictors_are_counted():

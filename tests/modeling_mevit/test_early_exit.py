@@ -12,7 +12,7 @@ from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import image_processor_for
 from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.exit_policy_mevit import SCORES, agreement, first_exit
-from tests.tiny import tiny_model
+from tests.tiny import thirds_as_thresholds, tiny_model
 
 
 ATTENTIONS = ("sdpa", "eager")
@@ -22,13 +22,6 @@ PREDICTORS = [(kind, share) for kind in ("logits", "probabilities", "hidden_stat
 @pytest.fixture
 def pictures() -> torch.Tensor:
     return torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-def half_way_thresholds(model: MEViTForImageClassification, pictures: torch.Tensor) -> list[float]:
-    """Thresholds midway between scores, under which about a third of the samples leaves at each early exit."""
-    scores = model(pictures, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
-    third = len(scores) // 3
-    return ((scores[third - 1] + scores[third]) / 2).tolist()
 
 
 def reference(model: MEViTForImageClassification, pictures: torch.Tensor, thresholds: list[float] | None):
@@ -53,7 +46,7 @@ def assert_same(outputs, logits, exit_layer):
 @torch.no_grad()
 def test_compaction_equals_the_reference_and_one_by_one(pictures, attention, policy):
     model = tiny_model(attn_implementation=attention, exit_policy=policy)
-    thresholds = half_way_thresholds(model, pictures)
+    thresholds = thirds_as_thresholds(model, pictures)
     logits, exit_layer = reference(model, pictures, thresholds)
     assert set(exit_layer.tolist()) == {2, 3, 4}
 
@@ -79,7 +72,7 @@ def test_patience_leaves_where_exits_agree(pictures, attention, patience):
 @torch.no_grad()
 def test_every_uncertainty_predictor(pictures, kind, share):
     model = tiny_model(uncertainty_input=kind, share_uncertainty_predictor=share)
-    thresholds = half_way_thresholds(model, pictures)
+    thresholds = thirds_as_thresholds(model, pictures)
     logits, exit_layer = reference(model, pictures, thresholds)
     assert set(exit_layer.tolist()) == {2, 3, 4}
     assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
@@ -88,7 +81,7 @@ def test_every_uncertainty_predictor(pictures, kind, share):
 @torch.no_grad()
 def test_exits_need_not_be_neighbours(pictures):
     model = tiny_model(exit_layers=[1, 4])
-    thresholds = half_way_thresholds(model, pictures)
+    thresholds = thirds_as_thresholds(model, pictures)
     logits, exit_layer = reference(model, pictures, thresholds)
     assert set(exit_layer.tolist()) == {1, 4}
     assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
@@ -109,7 +102,7 @@ def test_all_leave_at_once_or_none_does(pictures, samples, threshold, layer):
 @torch.no_grad()
 def test_later_layers_run_on_those_who_go_on_alone(pictures):
     model = tiny_model(exit_layers=[2, 4])
-    thresholds = half_way_thresholds(model, pictures)
+    thresholds = thirds_as_thresholds(model, pictures)
     batches = []
     norms = [layer.layernorm_after for layer in model.vit.modules() if hasattr(layer, "layernorm_after")]
     for norm in norms:

@@ -107,7 +107,7 @@ def test_metrics_are_of_every_exit(finished):
     assert metrics["num_samples"] == {"train": 36, "validation": 12, "test": 18}
     assert [row["exit"] for row in metrics["exits"]] == [1, 2, 3]
     costs = [row["cost"] for row in metrics["exits"]]
-    assert costs == sorted(costs) and costs[-1] == pytest.approx(1, abs=1e-3)
+    assert costs == sorted(costs) and 0.7 < costs[-1] < 1  # the last layer is computed for [CLS] alone
     parameters = [row["parameters"] for row in metrics["exits"]]
     assert parameters[1] - parameters[0] == parameters[2] - parameters[1] > 0
     assert metrics["recipe"]["learning_rate"] == 0.003
