@@ -45,7 +45,7 @@ def benchmark(
     """
     with tempfile.TemporaryDirectory() as directory:
         ways = _ways(checkpoint, exported, Path(directory))
-        runs = {key: _loader(*way)(threads) for key, way in ways.items()}
+        runs = {key: _load(*way, threads) for key, way in ways.items()}
         latencies: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
         for number, picture in enumerate([*pictures[:WARM_UP], *pictures]):
             for key, run in runs.items():
@@ -114,9 +114,10 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> dict[tuple[str, s
 
     from ..evaluation import plain_vit
     from ..modeling_mevit import MEViTForImageClassification
+    from .graphs import file_of_exit
 
     model = MEViTForImageClassification.from_pretrained(checkpoint).eval()
-    exits = [layer for layer in model.config.exit_layers if (exported / _file_of(layer, model.config)).is_file()]
+    files = {layer: exported / file_of_exit(layer, model.config.exit_layers) for layer in model.config.exit_layers}
     plain_vit(model).save_pretrained(directory / "plain")
     AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(directory / "plain")
     main_export(str(directory / "plain"), directory / "plain_onnx", task="image-classification")
@@ -124,33 +125,27 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> dict[tuple[str, s
         ("plain ViT", "PyTorch"): ("torch", directory / "plain"),
         ("plain ViT", "ONNX Runtime"): ("onnx", directory / "plain_onnx" / "model.onnx"),
     }
-    for layer in exits:
+    for layer, file in files.items():
+        if not file.is_file():
+            continue
         model.truncate(layer).save_pretrained(directory / f"exit_{layer}")
         ways[f"MEViT_{layer}", "PyTorch"] = ("torch", directory / f"exit_{layer}")
-        ways[f"MEViT_{layer}", "ONNX Runtime"] = ("onnx", exported / _file_of(layer, model.config))
+        ways[f"MEViT_{layer}", "ONNX Runtime"] = ("onnx", file)
     model.save_pretrained(directory / "early_exit")
     ways["early exit", "PyTorch"] = ("torch", directory / "early_exit")
     ways["early exit", "ONNX Runtime"] = ("cascade", exported)
     return ways
 
 
-def _file_of(layer: int, config: Any) -> str:
-    return "model.onnx" if layer == config.exit_layers[-1] else f"exit_{layer}.onnx"
+def _load(kind: str, path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    """What runs a model on one picture."""
+    if kind == "torch":
+        return _load_torch(path, threads)
+    if kind == "onnx":
+        return _load_onnx(path, threads)
+    from .cascade_mevit import Cascade
 
-
-def _loader(kind: str, path: Path) -> Callable[[int], Callable[[np.ndarray], Any]]:
-    """A function of the number of threads that loads a model and returns what runs it on one picture."""
-
-    def load(threads: int) -> Callable[[np.ndarray], Any]:
-        if kind == "torch":
-            return _load_torch(path, threads)
-        if kind == "onnx":
-            return _load_onnx(path, threads)
-        from .cascade_mevit import Cascade
-
-        return Cascade(path, threads=threads)
-
-    return load
+    return Cascade(path, threads=threads)
 
 
 def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:

@@ -17,7 +17,7 @@ from transformers import BaseImageProcessor
 from ..cost import early_exit_costs
 from ..modeling_mevit import MEViTForImageClassification
 from . import cascade_mevit
-from .graphs import ExitGraph, Graph, RowsGraph, StageGraph
+from .graphs import ExitGraph, Graph, RowsGraph, StageGraph, file_of_exit
 from .quantize import Quantization
 
 
@@ -87,10 +87,7 @@ def export(
         raise ValueError(f"{output} exists and is not empty.")
 
     model = model.float().cpu().eval()
-    last = config.exit_layers[-1]
-    graphs: dict[str, Graph] = {
-        "model.onnx" if layer == last else f"exit_{layer}.onnx": ExitGraph(model, layer) for layer in exits
-    }
+    graphs: dict[str, Graph] = {file_of_exit(layer, config.exit_layers): ExitGraph(model, layer) for layer in exits}
     if cascade:
         for layer in config.exit_layers:
             graphs[f"stage_{layer}.onnx"] = StageGraph(model, layer)

@@ -28,6 +28,11 @@ from ..modeling_mevit import MEViTForImageClassification, patch_grid
 DUMMY_BATCH = 3
 
 
+def file_of_exit(exit_layer: int, exit_layers: list[int]) -> str:
+    """Name of the file of the model cut at an exit; the last exit's is what Optimum looks for by default."""
+    return "model.onnx" if exit_layer == exit_layers[-1] else f"exit_{exit_layer}.onnx"
+
+
 class Graph(nn.Module):
     """Something to export: its inputs and outputs with their dynamic axes, and inputs to trace and compare it with."""
 
