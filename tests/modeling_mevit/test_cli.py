@@ -17,6 +17,7 @@ from transformers import pipeline
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
 from modeling_mevit.data import image_processor_for
 from modeling_mevit.evaluation import plain_vit
+from tests.pictures import write_colours
 from tests.tiny import TINY
 
 
@@ -26,15 +27,7 @@ SIZES = {"train": 3, "validation": 40, "test": 20}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for split, count in SIZES.items():
-        for name, colour in COLOURS.items():
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(rng.normal(colour, 60, (16, 16, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    return folder
+    return write_colours(tmp_path_factory.mktemp("photos"), COLOURS, SIZES, deviation=60, shape=(16, 16))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 from modeling_mevit.data import load_splits, train_transform
+from tests.pictures import write_colours
 from training import train
 
 
@@ -55,15 +56,7 @@ SETTINGS = {
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """Noise around one colour a class, in ImageFolder layout."""
-    folder = tmp_path_factory.mktemp("colours")
-    rng = np.random.default_rng(0)
-    for split, count in SIZES.items():
-        for name, colour in COLOURS.items():
-            (folder / split / name).mkdir(parents=True)
-            for number in range(count):
-                pixels = np.clip(rng.normal(colour, 40, (22, 26, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
-    return folder
+    return write_colours(tmp_path_factory.mktemp("colours"), COLOURS, SIZES, deviation=40, shape=(22, 26))
 
 
 def config_file(directory: Path, **settings) -> str:
