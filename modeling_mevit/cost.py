@@ -40,6 +40,16 @@ def without_data(model_class: type[PreTrainedModel], config: ViTConfig) -> PreTr
         return model_class(config).eval()
 
 
+def relative_cost(model_class: type[PreTrainedModel], config: ViTConfig, whole_layers: bool = False) -> float:
+    """Cost of any image classifier on a ViT, relative to the plain ViT of the same size and resolution.
+
+    Its multiply-accumulates through those of [`ViTForImageClassification`]; `whole_layers` as in
+    [`multiply_accumulates`].
+    """
+    plain = multiply_accumulates(without_data(ViTForImageClassification, config))
+    return multiply_accumulates(without_data(model_class, config), whole_layers) / plain
+
+
 def exit_costs(config: MEViTConfig, whole_layers: bool = False) -> dict[int, float]:
     """Cost of the model cut at each exit, relative to the plain ViT of the same size and resolution.
 

@@ -9,7 +9,8 @@ whose names differ between Transformers 4 and 5.
 B samples, N tokens of width d, R of them as rows, H heads of width d/H.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -48,6 +49,21 @@ def layer_parts(layer: nn.Module) -> LayerParts:
         attention.output.dense,
         lambda rows: layer.output.dense(layer.intermediate(rows)),
     )
+
+
+@contextmanager
+def recorded_attentions(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """A list that gets the attention probabilities (B, H, N, N) of each layer that runs; needs eager attention."""
+    attentions: list[Tensor] = []
+    hooks = [
+        layer_parts(layer).attention.register_forward_hook(lambda module, args, output: attentions.append(output[1]))
+        for layer in layers
+    ]
+    try:
+        yield attentions
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:

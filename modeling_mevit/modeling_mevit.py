@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mevit import MEViTConfig
-from .encoder_layer_mevit import encoder_layers, keys_values, layer_parts, layer_rows
+from .encoder_layer_mevit import encoder_layers, keys_values, layer_rows, recorded_attentions
 from .exit_policy_mevit import agreement, exit_scores
 from .loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 
@@ -215,18 +215,10 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             return self._leave_early(hidden_state, config.thresholds_of_early_exits(exit_thresholds))
 
         hidden_states = [hidden_state] if output_hidden_states else []
-        attentions: list[Tensor] = []
         exit_states, exit_logits = [], []
         layers = encoder_layers(self.vit)
-        hooks = [
-            layer_parts(layer).attention.register_forward_hook(
-                lambda module, args, output: attentions.append(output[1])
-            )
-            for layer in layers
-            if output_attentions
-        ]
         whole_layers = self.training or output_hidden_states or output_attentions
-        try:
+        with recorded_attentions(layers if output_attentions else ()) as attentions:
             for number, layer in enumerate(layers, start=1):
                 # hooks belong to the whole layer; what shards weights gathers them there
                 if number < len(layers) or whole_layers or layer._forward_hooks or layer._forward_pre_hooks:
@@ -239,9 +231,6 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                     state, logits = self._exit(number, hidden_state[:, 0])
                     exit_states.append(state)
                     exit_logits.append(logits)
-        finally:
-            for hook in hooks:
-                hook.remove()
 
         exit_states = torch.stack(exit_states, dim=1)  # (B, E, d)
         exit_logits = torch.stack(exit_logits, dim=1)  # (B, E, L)
@@ -398,43 +387,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             ValueError: where the checkpoint holds another kind of model or lacks some of the backbone's weights, or
                 where a field is unknown or would need another backbone.
         """
-        download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
-        cls.config_class.check_names(kwargs)
-        vit_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **download)
-        _check_type(pretrained_model_name_or_path, vit_config.model_type, "vit", "from_vit")
-        for name in _SHAPE_OF_THE_BACKBONE:
-            if kwargs.get(name, getattr(vit_config, name)) != getattr(vit_config, name):
-                raise ValueError(
-                    f"{name}={kwargs[name]} does not fit {pretrained_model_name_or_path}, "
-                    f"whose {name} is {getattr(vit_config, name)}."
-                )
-        settings = {name: value for name, value in vit_config.to_dict().items() if name not in _NOT_INHERITED}
-        if "num_labels" in kwargs or "id2label" in kwargs:
-            settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
-        if image_size is not None:
-            settings["image_size"] = image_size
-        config = cls.config_class(**{**settings, **kwargs})
-
-        vit, loading = ViTModel.from_pretrained(
-            pretrained_model_name_or_path,
-            config=vit_config,
-            add_pooling_layer=False,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            **download,
-        )
-        if loading["missing_keys"] or loading["mismatched_keys"]:
-            lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
-            raise ValueError(f"{pretrained_model_name_or_path} lacks weights of the backbone: {', '.join(lacking)}.")
-
-        weights = vit.state_dict()
-        position_key = "embeddings.position_embeddings"
-        weights[position_key] = interpolate_position_embeddings(
-            weights[position_key], source=patch_grid(vit_config), target=patch_grid(config)
-        )
+        config, vit = read_vit(cls.config_class, pretrained_model_name_or_path, image_size=image_size, **kwargs)
         model = cls(config)
-        model.vit.load_state_dict(weights)
+        load_backbone(model.vit, vit, grid=patch_grid(config))
         for layer in config.exit_layers[:-1]:
             model.exits[str(layer)].norm.load_state_dict(vit.layernorm.state_dict())
         return model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype).eval()
@@ -470,6 +425,60 @@ _SHAPE_OF_THE_BACKBONE = (
 )
 # what a checkpoint says of itself, not of the backbone
 _NOT_INHERITED = ("model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
+
+
+def read_vit(
+    config_class: type[MEViTConfig],
+    pretrained_model_name_or_path: str,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    **kwargs,
+) -> tuple[MEViTConfig, ViTModel]:
+    """A pretrained ViT, and the config of a model that starts from it; [`from_vit`] has the arguments and errors.
+
+    Returns:
+        A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32.
+    """
+    download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
+    config_class.check_names(kwargs)
+    vit_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **download)
+    _check_type(pretrained_model_name_or_path, vit_config.model_type, "vit", "from_vit")
+    for name in _SHAPE_OF_THE_BACKBONE:
+        if kwargs.get(name, getattr(vit_config, name)) != getattr(vit_config, name):
+            raise ValueError(
+                f"{name}={kwargs[name]} does not fit {pretrained_model_name_or_path}, "
+                f"whose {name} is {getattr(vit_config, name)}."
+            )
+    settings = {name: value for name, value in vit_config.to_dict().items() if name not in _NOT_INHERITED}
+    if "num_labels" in kwargs or "id2label" in kwargs:
+        settings = {name: value for name, value in settings.items() if name not in ("id2label", "label2id")}
+    if image_size is not None:
+        settings["image_size"] = image_size
+    config = config_class(**{**settings, **kwargs})
+
+    vit, loading = ViTModel.from_pretrained(
+        pretrained_model_name_or_path,
+        config=vit_config,
+        add_pooling_layer=False,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+        **download,
+    )
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+        raise ValueError(f"{pretrained_model_name_or_path} lacks weights of the backbone: {', '.join(lacking)}.")
+    return config, vit
+
+
+def load_backbone(backbone: ViTModel, vit: ViTModel, grid: tuple[int, int]) -> None:
+    """Copies the weights of `vit` into `backbone`, whose patches make a grid of so many rows and columns."""
+    weights = vit.state_dict()
+    position_key = "embeddings.position_embeddings"
+    weights[position_key] = interpolate_position_embeddings(
+        weights[position_key], source=patch_grid(vit.config), target=grid
+    )
+    backbone.load_state_dict(weights)
 
 
 def patch_grid(config: MEViTConfig) -> tuple[int, int]:

@@ -5,8 +5,8 @@
     accelerate launch training/train.py training/configs/demo.yaml [--learning_rate 1e-4 …]
 
 Settings come from the YAML file and from options of the same names, which win. With `--exit_layers 12
---uncertainty_weight 0` the same script trains the plain ViT. A run that was interrupted goes on from its last complete
-checkpoint when the same command is given again.
+--uncertainty_weight 0` the same script trains the plain ViT, with `--architecture transfg` TransFG. A run that was
+interrupted goes on from its last complete checkpoint when the same command is given again.
 """
 
 import json
@@ -14,7 +14,7 @@ import logging
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from transformers import DeiTImageProcessor, HfArgumentParser, TrainerState, set_seed
@@ -23,7 +23,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
-from modeling_mevit.cost import exit_costs, exit_parameters
+from modeling_mevit.cost import exit_costs, exit_parameters, relative_cost
 from modeling_mevit.data import (
     PictureDataset,
     evaluation_transform,
@@ -37,27 +37,45 @@ from modeling_mevit.figures import training_curve
 from modeling_mevit.machine import machine
 from modeling_mevit.metrics import ExitAccuracy
 from modeling_mevit.model_card import model_card, results_table
-from training.trainer import MEViTTrainer, MEViTTrainingArguments, last_complete_checkpoint, load_strictly
+from training.baselines import TransFGConfig, TransFGForImageClassification
+from training.trainer import (
+    FineTuningTrainer,
+    MEViTTrainer,
+    MEViTTrainingArguments,
+    last_complete_checkpoint,
+    load_strictly,
+)
 
 
 logger = logging.getLogger(__name__)
 
+SANDWICH_SETTINGS = [
+    "num_random_exits",
+    "distillation_weight",
+    "uncertainty_weight",
+    "distillation_temperature",
+    "uncertainty_reaches_backbone",
+]
 BANNER_NOTE = "cut off below each photo, before the image processor"
 
 
 @dataclass
 class ModelArguments:
-    """Where the model starts from, and where its exits are."""
+    """Which model, where it starts from, and where its exits are."""
 
+    architecture: Literal["mevit", "transfg"] = field(
+        default="mevit", metadata={"help": "'mevit', or 'transfg', which has one exit, to compare with."}
+    )
     backbone: str | None = field(
         default=None,
         metadata={"help": "Local directory or Hub name of a pretrained ViT. Without one, weights start at random."},
     )
     exit_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers with an exit; the later half of the encoder by default."}
+        default=None,
+        metadata={"help": "Layers with an exit; the later half of the encoder by default. For 'mevit' alone."},
     )
     model_config: str | None = field(
-        default=None, metadata={"help": "Further fields of MEViTConfig, as JSON (a mapping in the YAML file)."}
+        default=None, metadata={"help": "Further fields of the model's config, as JSON (a mapping in the YAML file)."}
     )
 
 
@@ -108,7 +126,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def run(
-    trainer: MEViTTrainer,
+    trainer: FineTuningTrainer,
     test_set: PictureDataset | None,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
@@ -134,7 +152,13 @@ def run(
     measured = {"validation": trainer.predict(trainer.eval_dataset, metric_key_prefix="validation")}
     if test_set is not None:
         measured["test"] = trainer.predict(test_set, metric_key_prefix="test")
-    costs, parameters = exit_costs(config), exit_parameters(config)
+    has_exits = isinstance(trainer.model, MEViTForImageClassification)
+    if has_exits:
+        costs, parameters = exit_costs(config), exit_parameters(config)
+    else:
+        (last,) = config.exit_layers
+        costs = {last: relative_cost(type(trainer.model), config)}
+        parameters = {last: trainer.model.num_parameters()}
     metrics = {
         "dataset": public_name(data_arguments.dataset),
         "num_samples": {
@@ -157,7 +181,8 @@ def run(
         "recipe": recipe(trainer, model_arguments, data_arguments),
         "machine": machine(),
     }
-    trainer.write_model_card = lambda: write_model_card(trainer, metrics, model_arguments, data_arguments)
+    if has_exits:
+        trainer.write_model_card = lambda: write_model_card(trainer, metrics, model_arguments, data_arguments)
     if trainer.is_world_process_zero():
         output = Path(training_arguments.output_dir)
         output.mkdir(parents=True, exist_ok=True)
@@ -217,7 +242,7 @@ def options_of(config_file: str) -> list[str]:
 
 def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
-) -> tuple[MEViTTrainer, PictureDataset | None]:
+) -> tuple[FineTuningTrainer, PictureDataset | None]:
     """Data, image processor, model and trainer, from the arguments. All are checked before anything is written.
 
     Returns:
@@ -242,7 +267,8 @@ def prepare(
     train_set = PictureDataset(
         splits["train"], train_transform(image_processor, data_arguments.auto_augment), seed=training_arguments.seed
     )
-    trainer = MEViTTrainer(
+    trainer_class = MEViTTrainer if model_arguments.architecture == "mevit" else FineTuningTrainer
+    trainer = trainer_class(
         model=model,
         args=training_arguments,
         train_dataset=train_set,
@@ -278,23 +304,27 @@ def make_image_processor(model_arguments: ModelArguments, data_arguments: DataAr
 
 def make_model(
     model_arguments: ModelArguments, image_size: int, class_names: list[str]
-) -> MEViTForImageClassification:
+) -> MEViTForImageClassification | TransFGForImageClassification:
     """A new model on the weights of the backbone, or on random ones where there is none."""
     try:
         further_fields = json.loads(model_arguments.model_config or "{}")
     except json.JSONDecodeError as error:
         raise ValueError(f"model_config={model_arguments.model_config} is no JSON: {error}") from error
-    MEViTConfig.check_names(further_fields)
     settings = {
         "image_size": image_size,
-        "exit_layers": model_arguments.exit_layers,
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: label for label, name in enumerate(class_names)},
         **further_fields,
     }
+    if model_arguments.architecture == "mevit":
+        model_class, config_class = MEViTForImageClassification, MEViTConfig
+        settings = {"exit_layers": model_arguments.exit_layers, **settings}
+    else:
+        model_class, config_class = TransFGForImageClassification, TransFGConfig
+    config_class.check_names(further_fields)
     if model_arguments.backbone:
-        return MEViTForImageClassification.from_vit(model_arguments.backbone, **settings)
-    return MEViTForImageClassification(MEViTConfig(**settings))
+        return model_class.from_vit(model_arguments.backbone, **settings)
+    return model_class(config_class(**settings))
 
 
 def accuracy_of(exit_layers: list[int]):
@@ -309,7 +339,9 @@ def accuracy_of(exit_layers: list[int]):
     return compute_metrics
 
 
-def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_arguments: DataArguments) -> dict[str, Any]:
+def recipe(
+    trainer: FineTuningTrainer, model_arguments: ModelArguments, data_arguments: DataArguments
+) -> dict[str, Any]:
     """The settings that decide the result, by the names of the options; `banner` notes what the data's layout adds."""
     training_settings = [
         "max_steps" if trainer.args.max_steps > 0 else "num_train_epochs",
@@ -324,11 +356,7 @@ def recipe(trainer: MEViTTrainer, model_arguments: ModelArguments, data_argument
         "lr_scheduler_type",
         "warmup_steps",
         "max_grad_norm",
-        "num_random_exits",
-        "distillation_weight",
-        "uncertainty_weight",
-        "distillation_temperature",
-        "uncertainty_reaches_backbone",
+        *(SANDWICH_SETTINGS if model_arguments.architecture == "mevit" else []),
         "load_best_model_at_end",
         "seed",
     ]
@@ -361,7 +389,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def write_model_card(
-    trainer: MEViTTrainer, metrics: dict[str, Any], model_arguments: ModelArguments, data_arguments: DataArguments
+    trainer: FineTuningTrainer, metrics: dict[str, Any], model_arguments: ModelArguments, data_arguments: DataArguments
 ) -> None:
     """README.md of the output directory."""
     arguments = trainer.args

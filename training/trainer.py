@@ -1,6 +1,9 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits."""
+"""Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits.
+
+[`FineTuningTrainer`] is what any fine-tuned ViT needs here, [`MEViTTrainer`] adds the rule.
+"""
 
 import json
 import logging
@@ -96,9 +99,9 @@ def draw_exits(num_exits: int, num_random: int, seed: int, step: int) -> Tensor:
     return drawn
 
 
-def predicted_labels(exit_logits: Tensor, labels: Tensor) -> Tensor:
-    """What evaluation keeps of the exits' logits (B, E, L): the arg-max of each, (B, E)."""
-    return exit_logits.argmax(-1)
+def predicted_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """What evaluation keeps: the arg-max (B, E) of the exits' logits (B, E, L), or (B, 1) of one exit's (B, L)."""
+    return logits.argmax(-1).view(len(logits), -1)
 
 
 class SetEpochCallback(TrainerCallback):
@@ -111,17 +114,12 @@ class SetEpochCallback(TrainerCallback):
         self.dataset.set_epoch(int(state.epoch))
 
 
-class MEViTTrainer(Trainer):
-    """A [`Trainer`] whose steps follow the sandwich rule.
+class FineTuningTrainer(Trainer):
+    """A [`Trainer`] for a ViT with new classifiers: one learning rate for these and one for the backbone, `vit`.
 
-    In each step the last exit learns from labels, the earliest exit and some drawn ones learn from labels and from the
-    last exit of the same pass. The loss is the sum over these exits of their batch means:
-    `Σ_i CE_i + λ_u · MSE_i + [i < n] · λ_d · KL_i`. Every exit is computed in every step and those not drawn are
-    multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
-    ones.
-
-    Evaluation predicts with every exit; `compute_metrics` receives predictions (B, E). Checkpoints are read as whole
-    models, so that sharded ones (FSDP, DeepSpeed) cannot be resumed.
+    Classifiers that `config.exit_layers` names can be started from standardised states. Evaluation gives
+    `compute_metrics` predictions (B, E). Checkpoints are read as whole models, so that sharded ones (FSDP, DeepSpeed)
+    cannot be resumed.
     """
 
     args: MEViTTrainingArguments
@@ -129,13 +127,10 @@ class MEViTTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("preprocess_logits_for_metrics", predicted_labels)
         super().__init__(*args, **kwargs)
-        if self.compute_loss_func is not None:
-            raise ValueError("compute_loss_func would replace the loss that MEViTTrainer is for; allowed is None.")
         if self.model_init is not None and self.args.standardize_exits:
             raise ValueError("standardize_exits sets the norms of a model; give `model` in place of `model_init`.")
         # Set this once there is something to report; until then the card is the library's draft.
         self.write_model_card: Callable[[], None] | None = None
-        self._sum_of_terms, self._num_terms = 0.0, 0
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(SetEpochCallback(self.train_dataset))
 
@@ -178,6 +173,47 @@ class MEViTTrainer(Trainer):
             for batch in pictures:
                 yield batch["pixel_values"].to(self.args.device)
 
+    def leave_mixed_precision(self) -> None:
+        """From here on the model runs in its own precision, as it will where it is loaded. For after training."""
+        self.accelerator.native_amp = False
+        self.use_cpu_amp = False  # the same switch of Transformers 4 on CPU
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Writes the card of `write_model_card` instead of the library's draft."""
+        if self.write_model_card is None:
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            self.write_model_card()
+
+    # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
+    # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_strictly(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        load_strictly(self.model, self.state.best_model_checkpoint)
+
+
+class MEViTTrainer(FineTuningTrainer):
+    """A [`FineTuningTrainer`] whose steps follow the sandwich rule.
+
+    In each step the last exit learns from labels, the earliest exit and some drawn ones learn from labels and from the
+    last exit of the same pass. The loss is the sum over these exits of their batch means:
+    `Σ_i CE_i + λ_u · MSE_i + [i < n] · λ_d · KL_i`. Every exit is computed in every step and those not drawn are
+    multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
+    ones.
+
+    Evaluation predicts with every exit.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would replace the loss that MEViTTrainer is for; allowed is None.")
+        self._sum_of_terms, self._num_terms = 0.0, 0
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
@@ -209,12 +245,6 @@ class MEViTTrainer(Trainer):
         ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
 
-    def leave_mixed_precision(self) -> None:
-        """From here on the model runs in its own precision, as it will where it is loaded. For after training."""
-        self.accelerator.native_amp = False
-        self.use_cpu_amp = False  # the same switch of Transformers 4 on CPU
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""
         if "loss" in logs and self._num_terms:
@@ -225,22 +255,6 @@ class MEViTTrainer(Trainer):
                 layers = exit_layers[:-1] if name == "distillation" else exit_layers
                 logs |= {f"loss_{name}/exit_{layer}": value for layer, value in zip(layers, values, strict=False)}
         super().log(logs, *args, **kwargs)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes the card of `write_model_card` instead of the library's draft."""
-        if self.write_model_card is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            self.write_model_card()
-
-    # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
-    # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_strictly(self.model if model is None else model, resume_from_checkpoint)
-
-    def _load_best_model(self):
-        load_strictly(self.model, self.state.best_model_checkpoint)
 
 
 def load_strictly(model: torch.nn.Module, checkpoint: str) -> None:

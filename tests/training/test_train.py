@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 import yaml
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 from modeling_mevit.data import load_splits, train_transform
@@ -370,3 +372,23 @@ def test_the_demo_keeps_its_promises(tmp_path):
     assert min(accuracies) >= 3 / 12
     assert accuracies[-1] > 0.8
     assert "| exit | validation accuracy | test accuracy | cost | parameters |" in result.stdout
+
+
+def test_transfg_trains_with_the_same_script_and_resumes(folder, tmp_path):
+    shape = {**SETTINGS["model_config"], "patch_stride": 3}
+    config = config_file(tmp_path, model_config=shape, exit_learning_rate=0.01, standardize_exits=True)
+    arguments = [config, "--dataset", str(folder), "--architecture", "transfg", "--output_dir"]
+    metrics = train.main([*arguments, str(tmp_path / "whole")])
+    (row,) = metrics["exits"]
+    assert row["exit"] == 3
+    assert row["test_accuracy"] > 0.6
+    assert row["cost"] > 1
+    assert "num_random_exits" not in metrics["recipe"]
+    assert metrics["recipe"]["architecture"] == "transfg"
+    assert (tmp_path / "whole" / "README.md").is_file()
+
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+    train.main([*arguments, str(tmp_path / "resumed")])
+    whole, resumed = (load_file(tmp_path / directory / "model.safetensors") for directory in ("whole", "resumed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-6)
