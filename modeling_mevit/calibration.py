@@ -24,8 +24,10 @@ from .exit_record import ExitRecord, Outcome, Setting
 
 
 BOUNDS = ("harm", "difference")
-# Scores are in [0, 1], entropy in [0, ln L]; those of a trained model crowd near 0.
+# Scores are in [0, 1], entropy in [0, ln L]. Those of a trained model crowd near 0, and the uncertainty, a sigmoid,
+# near some value in between.
 _GRID = np.geomspace(1e-5, 1, 201)
+_GRID_OF_UNCERTAINTY = np.linspace(1e-3, 1, 1000)
 PATH_PART = 1 / 3  # of the pictures, to draw a path of thresholds per exit that the others certify
 _MOST_CANDIDATES = 1000  # thresholds of a path, whatever the number of pictures
 
@@ -145,8 +147,9 @@ def fixed_path(record: ExitRecord, policy: str, num_labels: int) -> list[Setting
     num_exits = len(record.exit_layers)
     if policy == "patience":
         return list(range(num_exits, 0, -1))
+    grid = _GRID_OF_UNCERTAINTY if policy == "uncertainty" else _GRID
     largest = math.log(num_labels) if policy == "entropy" else 1.0
-    return [[float(threshold)] * (num_exits - 1) for threshold in largest * _GRID]
+    return [[float(threshold)] * (num_exits - 1) for threshold in largest * grid]
 
 
 def greedy_path(record: ExitRecord, policy: str, candidates_per_exit: int = 50) -> list[Setting]:

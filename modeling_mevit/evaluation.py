@@ -133,6 +133,25 @@ def patience_curve(record: ExitRecord) -> tuple[np.ndarray, np.ndarray]:
     return np.array([run.cost for run in runs]), np.array([run.accuracy for run in runs])
 
 
+def class_changes(labels: np.ndarray, predictions: np.ndarray, reference: np.ndarray, num_labels: int) -> np.ndarray:
+    """Accuracy of each class by some predictions, less its accuracy by others.
+
+    Args:
+        labels: (N,).
+        predictions: (..., N), of an early exit say, for one seed or several, of which the mean is taken.
+        reference: (..., N), of the last exit.
+        num_labels: L.
+
+    Returns:
+        (L,), in −1 … 1; NaN for a class without pictures.
+    """
+    difference = (predictions == labels).astype(float) - (reference == labels)  # (..., N)
+    difference = difference.reshape(-1, len(labels)).mean(0)
+    counts = np.bincount(labels, minlength=num_labels)
+    sums = np.bincount(labels, weights=difference, minlength=num_labels)
+    return np.divide(sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
+
+
 @torch.no_grad()
 def accuracy_of(model: torch.nn.Module, dataset: Dataset, *, batch_size: int = 32) -> float:
     """Accuracy of any image classifier in eval mode: of its `logits`."""

@@ -1,9 +1,11 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a training run and of early exit. Each function gives a figure to look at or to save."""
+"""Pictures of a training run, of exits and of early exit. Each function gives a figure to look at or to save."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
@@ -61,3 +63,92 @@ def accuracy_cost_curve(record: ExitRecord, plain_accuracy: float | None = None)
     axes.set(xlabel="mean cost, relative to the plain ViT", ylabel="accuracy (%)")
     axes.legend(frameon=False)
     return figure
+
+
+def exit_accuracies(
+    exit_layers: list[int],
+    seeds: np.ndarray,
+    costs: Sequence[float],
+    plain_seeds: np.ndarray,
+    early_exit: np.ndarray | None = None,
+) -> Figure:
+    """Accuracy of each exit by its cost, the plain ViT as a line, and what early exit reaches. The paper's figure 2.
+
+    Bands and bars are standard deviations over seeds.
+
+    Args:
+        exit_layers: E layer numbers.
+        seeds: (seeds, E), accuracy of each exit.
+        costs: E, of the model cut at each exit.
+        plain_seeds: (seeds,), accuracy of the plain ViT.
+        early_exit: (points, 2), mean cost and accuracy of early-exit runs.
+    """
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    mean, deviation = _mean_and_deviation(plain_seeds)
+    axes.axhline(100 * mean, color="black", linestyle="--", label="plain ViT (cost 1)")
+    axes.axhspan(100 * (mean - deviation), 100 * (mean + deviation), color="black", alpha=0.1, linewidth=0)
+    means, deviations = _mean_and_deviation(seeds)
+    axes.errorbar(costs, 100 * means, yerr=100 * deviations, fmt="o", color="C0", capsize=3, label="one exit for all")
+    for layer, cost, accuracy in zip(exit_layers, costs, means, strict=True):
+        axes.annotate(str(layer), (cost, 100 * accuracy), xytext=(6, -12), textcoords="offset points")
+    if early_exit is not None:
+        axes.plot(early_exit[:, 0], 100 * early_exit[:, 1], marker=".", color="C1", label="early exit, calibrated")
+    axes.set(xlabel="cost, relative to the plain ViT", ylabel="accuracy (%)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def attention_maps(pictures: np.ndarray, maps: np.ndarray, layers: list[int]) -> Figure:
+    """Where [CLS] looks: a row for each picture, a column for each layer. The paper's figure 3.
+
+    Args:
+        pictures: (B, H, W, 3), in 0 … 1.
+        maps: (B, all layers, rows, columns), as `attention.cls_attention` gives them.
+        layers: 1-based layers to show.
+    """
+    figure = Figure(figsize=(1.3 * (1 + len(layers)), 1.4 * len(pictures)), layout="constrained")
+    grid = figure.subplots(len(pictures), 1 + len(layers), squeeze=False)
+    height, width = pictures.shape[1:3]
+    for row, picture, of_layers in zip(grid, pictures, maps, strict=True):
+        row[0].imshow(picture)
+        for axes, layer in zip(row[1:], layers, strict=True):
+            axes.imshow(picture.mean(-1), cmap="gray")
+            of_layer = of_layers[layer - 1]
+            axes.imshow(
+                of_layer / of_layer.max(),
+                cmap="inferno",
+                alpha=0.6,
+                extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+                interpolation="bilinear",
+            )
+    for axes, title in zip(grid[0], ("picture", *(f"layer {layer}" for layer in layers)), strict=True):
+        axes.set_title(title, fontsize=9)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure
+
+
+def class_changes(changes: np.ndarray, title: str = "") -> Figure:
+    """Accuracy that each class gains or loses at an early exit, in ascending order. The paper's figure 4.
+
+    Args:
+        changes: (L,), as `evaluation.class_changes` gives them; NaN for a class without pictures is left out.
+        title: of the figure.
+    """
+    ascending = np.sort(changes[~np.isnan(changes)])
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    colours = ["C3" if change < 0 else "C0" for change in ascending]
+    axes.bar(np.arange(len(ascending)), 100 * ascending, width=1.0, color=colours)
+    axes.axhline(0, color="black", linewidth=0.8)
+    lose_nothing = int((ascending >= 0).sum())
+    axes.set(xlabel=f"class ({lose_nothing} of {len(ascending)} lose nothing)", ylabel="change (points)", xticks=[])
+    axes.set_title(title)
+    return figure
+
+
+def _mean_and_deviation(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Over the first axis; one seed has deviation 0."""
+    mean = seeds.mean(0)
+    return mean, seeds.std(0, ddof=1) if len(seeds) > 1 else np.zeros_like(mean)
