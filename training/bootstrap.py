@@ -55,43 +55,55 @@ def paired_interval(difference: np.ndarray, resamples: int) -> tuple[float, floa
     return tuple(result.confidence_interval)
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
-    """Prints the table of all exits.
+def compare_exits(baseline: list[str], runs: list[str], split: str, resamples: int) -> tuple[list[float], list[dict]]:
+    """Every exit of `runs` against the last exit of `baseline`.
 
     Returns:
-        One row for each exit: `exit`, `accuracy`, `std` (over seeds), `difference`, `interval` (shares, not per cent).
-    """
-    (arguments,) = HfArgumentParser(BootstrapArguments).parse_args_into_dataclasses(argv)
-    base_layers, base, base_labels = correct_predictions(arguments.baseline, arguments.split)
-    layers, right, labels = correct_predictions(arguments.runs, arguments.split)
-    if not np.array_equal(labels, base_labels):
-        raise ValueError(f"{arguments.runs[0]} was measured on other photos than {arguments.baseline[0]}.")
+        The baseline's accuracy for each seed; one row for each exit: `exit`, `seeds` (accuracy for each), `accuracy`
+        and `std` over them (None of one), `difference` and its `interval`. All are shares, not per cent.
 
+    Raises:
+        ValueError: where directories were measured on different photos or have different exits.
+    """
+    _, base, base_labels = correct_predictions(baseline, split)
+    layers, right, labels = correct_predictions(runs, split)
+    if not np.array_equal(labels, base_labels):
+        raise ValueError(f"{runs[0]} was measured on other photos than {baseline[0]}.")
     plain = base[:, :, -1]  # (seeds, N)
-    print(f"baseline, exit {base_layers[-1]}: {_mean_and_std(plain.mean(1))} ({len(labels)} photos)\n")
-    print("| exit | accuracy (%) | difference (points) | 95 % interval |\n| --- | --- | --- | --- |")
     rows = []
     for place, layer in enumerate(layers):
         seeds = right[:, :, place].mean(1)
         difference = right[:, :, place].mean(0) - plain.mean(0)  # (N,)
-        interval = paired_interval(difference, arguments.resamples)
         rows.append(
             {
                 "exit": layer,
+                "seeds": seeds.tolist(),
                 "accuracy": float(seeds.mean()),
                 "std": float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
                 "difference": float(difference.mean()),
-                "interval": interval,
+                "interval": paired_interval(difference, resamples),
             }
         )
-        low, high = (f"{100 * end:+.1f}" for end in interval)
-        print(f"| {layer} | {_mean_and_std(seeds)} | {100 * difference.mean():+.1f} | {low} … {high} |")
+    return plain.mean(1).tolist(), rows
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Prints the table of all exits. Returns the rows of [`compare_exits`]."""
+    (arguments,) = HfArgumentParser(BootstrapArguments).parse_args_into_dataclasses(argv)
+    plain, rows = compare_exits(arguments.baseline, arguments.runs, arguments.split, arguments.resamples)
+    print(f"baseline: {mean_and_std(plain)}\n")
+    print("| exit | accuracy (%) | difference (points) | 95 % interval |\n| --- | --- | --- | --- |")
+    for row in rows:
+        low, high = (f"{100 * end:+.1f}" for end in row["interval"])
+        accuracy = mean_and_std(row["seeds"])
+        print(f"| {row['exit']} | {accuracy} | {100 * row['difference']:+.1f} | {low} … {high} |")
     return rows
 
 
-def _mean_and_std(seeds: np.ndarray) -> str:
-    spread = f" ± {100 * seeds.std(ddof=1):.1f}" if len(seeds) > 1 else ""
-    return f"{100 * seeds.mean():.1f}{spread}"
+def mean_and_std(seeds: list[float]) -> str:
+    """In per cent: the mean, and the standard deviation where there are several seeds."""
+    spread = f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
+    return f"{100 * np.mean(seeds):.1f}{spread}"
 
 
 if __name__ == "__main__":

@@ -229,6 +229,11 @@ def options_of(config_file: str) -> list[str]:
         settings = yaml.safe_load(file)
     if not isinstance(settings, dict):
         raise ValueError(f"{config_file} holds no mapping of settings to values.")
+    return options_from(settings)
+
+
+def options_from(settings: dict[str, Any]) -> list[str]:
+    """Settings as they would stand on the command line; a mapping becomes JSON, None is left out."""
     options = []
     for name, value in settings.items():
         if isinstance(value, dict):

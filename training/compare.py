@@ -1,0 +1,395 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's comparisons on one data set: trains or loads every model, and writes its tables 1 and 2, figures 2 to 4.
+
+    accelerate launch training/compare.py training/configs/compare_grocery_store.yaml --dataset PATH --backbone PATH
+
+One recipe for all models, several seeds. A run that is finished is not trained again, one that was interrupted goes
+on, and what was measured once is kept: remove `comparison/` in the output directory to measure anew.
+
+- `table.md`: accuracy (mean and standard deviation over seeds) with the paired bootstrap interval of its difference to
+  the plain ViT, latency at batch 8, cost as the papers count it and as it is here;
+- `exits.png`: accuracy of every exit by its cost, and of early exit with thresholds from validation (figure 2);
+- `attention.png`: where [CLS] looks in each layer, and in the table how similar that is to the last layer (figure 3);
+- `classes.png`: what each class gains or loses at the earliest exit (figure 4);
+- `comparison.json`: all figures of these.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    ViTForImageClassification,
+)
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.attention import cls_attention, similarity_to_last
+from modeling_mevit.calibration import shared_path, within_cost
+from modeling_mevit.cost import exit_costs, relative_cost
+from modeling_mevit.data import PictureDataset, evaluation_transform, pictures_for
+from modeling_mevit.evaluation import class_changes, plain_vit
+from modeling_mevit.exit_record import record_exits
+from modeling_mevit.figures import attention_maps, exit_accuracies
+from modeling_mevit.figures import class_changes as class_changes_figure
+from modeling_mevit.machine import machine
+from training import train
+from training.baselines import TransFGConfig, TransFGForImageClassification
+from training.bootstrap import compare_exits, mean_and_std
+
+
+logger = logging.getLogger(__name__)
+
+PLAIN, OURS, TRANSFG = "vit", "mevit", "transfg"
+BUDGETS = np.linspace(0.45, 0.9, 10)  # mean costs that thresholds are chosen for
+
+
+@dataclass
+class CompareArguments:
+    """What is compared; further options are those of `train.py` and go to every run."""
+
+    recipe: str = field(metadata={"help": "Config of train.py that all models share."})
+    models: str = field(
+        metadata={
+            "help": "JSON (a mapping in the YAML file): 'vit', 'mevit' and perhaps 'transfg' → "
+            "{'seeds': […], 'options': {options of train.py}}."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Where the runs are, MODEL-seedN, and the directory 'comparison'."})
+    policy: str = field(default="confidence", metadata={"help": "Exit policy of the early-exit curve."})
+    attention_pictures: int = field(default=256, metadata={"help": "Test photos whose attention is compared."})
+    shown_pictures: int = field(default=4, metadata={"help": "Test photos whose attention is shown."})
+    latency_batch_size: int = field(default=8, metadata={"help": "Pictures at a time when latency is measured."})
+    latency_rounds: int = field(default=20, metadata={"help": "Times that each model runs, in turn."})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, read and checked.
+
+    Args:
+        arguments: of the command line.
+        runs: model → one run for each seed: output directory → arguments of `train.main`.
+    """
+
+    arguments: CompareArguments
+    runs: dict[str, dict[Path, list[str]]]
+
+    def directories(self, model: str) -> list[Path]:
+        return list(self.runs[model])
+
+
+def read(argv: list[str]) -> Comparison:
+    """`[CONFIG.yaml] [--option value …]`; options that are not ours are handed to every run of `train.py`."""
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = [*train.options_of(argv[0]), *argv[1:]]
+    parser = HfArgumentParser(CompareArguments, allow_abbrev=False)
+    arguments, common = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    models = json.loads(arguments.models)
+    for name in (PLAIN, OURS):
+        if name not in models:
+            raise ValueError(f"models={sorted(models)} lack {name!r}, which the others are compared with.")
+    runs: dict[str, dict[Path, list[str]]] = {}
+    for name, settings in models.items():
+        unknown = set(settings) - {"seeds", "options"}
+        if unknown or not settings.get("seeds"):
+            raise ValueError(f"models: {name!r} needs 'seeds' and may have 'options'; it has {sorted(settings)}.")
+        own = train.options_from(settings.get("options", {}))
+        runs[name] = {}
+        for seed in settings["seeds"]:
+            directory = Path(arguments.output_dir, f"{name}-seed{seed}")
+            fixed = ["--seed", str(seed), "--output_dir", str(directory)]
+            runs[name][directory] = [arguments.recipe, *common, *own, *fixed]
+    return Comparison(arguments, runs)
+
+
+def ensure_trained(directory: Path, argv: list[str]) -> None:
+    """Trains a run to its end, unless it is finished.
+
+    Raises:
+        ValueError: where the directory holds a run with another recipe.
+    """
+    arguments = train.parse(argv)
+    metrics = directory / "metrics.json"
+    if not (metrics.is_file() and (directory / "model.safetensors").is_file()):
+        logger.info("training %s", directory)
+        train.run(*train.prepare(*arguments), *arguments)
+        return
+    was = json.loads(metrics.read_text(encoding="utf-8"))["recipe"]
+    wanted = {name: value for part in arguments for name, value in vars(part).items()}
+    for name in ("learning_rate", "exit_learning_rate", "num_train_epochs", "image_size", "seed", "standardize_exits"):
+        if name in was and was[name] != wanted[name]:
+            raise ValueError(
+                f"{directory} was trained with {name}={was[name]}, and {wanted[name]} is asked for; "
+                f"give another output_dir, or remove that run."
+            )
+
+
+def part(file: Path, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, kept in a JSON file: computed once, however often the command is given."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(compute(), indent=1) + "\n", encoding="utf-8")
+        partial.rename(file)
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def accuracies(comparison: Comparison, model: str) -> list[dict[str, Any]]:
+    """The rows of [`compare_exits`] of a model against the plain ViT, on test."""
+    baseline, runs = (list(map(str, comparison.directories(name))) for name in (PLAIN, model))
+    _, rows = compare_exits(baseline, runs, "test", resamples=10_000)
+    return rows
+
+
+def costs(comparison: Comparison) -> dict[str, dict[str, float]]:
+    """Cost of every model as its paper counts it, and as it is here, both counted on the modules that run.
+
+    The papers count whole layers, and TransFG by the product of the attention matrices.
+    """
+    config = MEViTConfig.from_pretrained(comparison.directories(OURS)[0])
+    last = config.exit_layers[-1]
+    published, here = exit_costs(config, whole_layers=True), exit_costs(config)
+    counted = {PLAIN: {"published": 1.0, "here": 1.0}}
+    counted |= {f"{OURS}_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
+    if TRANSFG in comparison.runs:
+        transfg = TransFGConfig.from_pretrained(comparison.directories(TRANSFG)[0])
+        counted[f"{TRANSFG}_{last}"] = costs_of_transfg(transfg)
+    return counted
+
+
+def costs_of_transfg(config: TransFGConfig) -> dict[str, float]:
+    """Cost with the selection of parts as published, and by the row alone."""
+    settings = config.to_dict()
+    settings.pop("model_type")
+    return {
+        name: relative_cost(TransFGForImageClassification, TransFGConfig(**{**settings, "part_selection": selection}))
+        for name, selection in (("published", "matrix_product"), ("here", "row"))
+    }
+
+
+def costs_at_448() -> dict[str, dict[str, float]]:
+    """Cost of the models of the paper: ViT-B/16 at 448 px with 200 classes, TransFG with stride 12."""
+    config = MEViTConfig(image_size=448, num_labels=200)
+    published, here = exit_costs(config, whole_layers=True), exit_costs(config)
+    counted = {PLAIN: {name: relative_cost(ViTForImageClassification, config) for name in ("published", "here")}}
+    counted |= {f"{OURS}_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
+    transfg = TransFGConfig(image_size=448, num_labels=200)
+    return counted | {f"{TRANSFG}_{transfg.num_hidden_layers}": costs_of_transfg(transfg)}
+
+
+@torch.no_grad()
+def latencies(comparison: Comparison) -> dict[str, Any]:
+    """Time of a batch through each model on the device at hand, all in turn; medians, and ratios to the plain ViT."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ours = _load(comparison.directories(OURS)[0]).to(device)
+    models = {PLAIN: plain_vit(_load(comparison.directories(PLAIN)[0])).to(device)}
+    models |= {f"{OURS}_{layer}": ours.truncate(layer) for layer in ours.config.exit_layers}
+    if TRANSFG in comparison.runs:
+        for selection in ("row", "matrix_product"):
+            transfg = _load(comparison.directories(TRANSFG)[0]).to(device)
+            transfg.config.part_selection = selection
+            models[f"{TRANSFG}_{transfg.config.num_hidden_layers} by {selection}"] = transfg
+    side = ours.config.image_size
+    batch = torch.randn(comparison.arguments.latency_batch_size, 3, side, side, device=device)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in tqdm(range(comparison.arguments.latency_rounds + 2), desc="latency", unit="round"):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model(batch)
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            seconds[name].append(time.perf_counter() - start)
+    counted = {name: taken[2:] for name, taken in seconds.items()}  # two rounds to warm up
+    plain = counted[PLAIN]
+    return {
+        "device": torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} threads",
+        "milliseconds": {name: 1000 * median(taken) for name, taken in counted.items()},
+        "ratio": {
+            name: median(own / theirs for own, theirs in zip(taken, plain, strict=True))
+            for name, taken in counted.items()
+        },
+    }
+
+
+def early_exit_curve(comparison: Comparison, directory: Path, data: dict[str, Any]) -> list[dict[str, float]]:
+    """Mean cost and accuracy on test of early exit, with thresholds chosen on validation for each budget."""
+    policy = comparison.arguments.policy
+    model = _load(directory)
+    records = {split: record_exits(model, _pictures(directory, data, split)) for split in ("validation", "test")}
+    path = shared_path(records["validation"], policy)
+    cheapest = records["validation"].costs[0]
+    points = []
+    for budget in BUDGETS[BUDGETS > cheapest]:
+        setting = within_cost(records["validation"], policy, path, budget).setting
+        outcome = records["test"].outcome(records["test"].places(policy, setting))
+        points.append({"budget": float(budget), "cost": outcome.cost, "accuracy": outcome.accuracy})
+    return points
+
+
+def attention(comparison: Comparison, data: dict[str, Any]) -> list[float]:
+    """Similarity of each layer's attention to the last layer's, (layers,); writes the figure too."""
+    directory = comparison.directories(OURS)[0]
+    model = AutoModelForImageClassification.from_pretrained(directory, attn_implementation="eager").eval()
+    dataset = _pictures(directory, data, "test")
+    drawn = np.random.default_rng(0).permutation(len(dataset))[: comparison.arguments.attention_pictures]
+    batches = np.array_split(drawn, -(-len(drawn) // 32))
+    maps = np.concatenate(
+        [
+            cls_attention(model, torch.stack([dataset[int(index)]["pixel_values"] for index in batch]))
+            for batch in tqdm(batches, desc="attention", unit="batch")
+        ]
+    )
+    shown = comparison.arguments.shown_pictures
+    processor = AutoImageProcessor.from_pretrained(directory)
+    pixel_values = np.stack([dataset[int(index)]["pixel_values"].numpy() for index in drawn[:shown]])
+    pictures = pixel_values.transpose(0, 2, 3, 1) * processor.image_std + processor.image_mean
+    layers = list(range(1, model.config.num_hidden_layers + 1))
+    figure = attention_maps(pictures.clip(0, 1), maps[:shown], layers)
+    figure.savefig(_report(comparison) / "attention.png", dpi=100)
+    return similarity_to_last(maps).tolist()
+
+
+def changes_by_class(comparison: Comparison) -> np.ndarray:
+    """(L,): what each class gains or loses at the earliest exit against the last one, mean over seeds."""
+    files = [
+        json.loads((directory / "test_predictions.json").read_text(encoding="utf-8"))
+        for directory in comparison.directories(OURS)
+    ]
+    predictions = np.array([file["predictions"] for file in files])  # (seeds, N, E)
+    labels = np.array(files[0]["labels"])
+    return class_changes(labels, predictions[..., 0], predictions[..., -1], num_labels=labels.max() + 1)
+
+
+def compare(comparison: Comparison) -> dict[str, Any]:
+    """Measures what is not measured yet, and writes tables and figures. Returns what `comparison.json` holds."""
+    report = _report(comparison)
+    report.mkdir(parents=True, exist_ok=True)
+    ours = comparison.directories(OURS)
+    model_arguments, data_arguments, _ = train.parse(next(iter(comparison.runs[OURS].values())))
+    data = {
+        name: getattr(data_arguments, name) for name in ("dataset", "image_column", "label_column", "aircraft_level")
+    }
+    curves = [
+        part(report / f"early_exit-{directory.name}.json", lambda d=directory: early_exit_curve(comparison, d, data))
+        for directory in ours
+    ]
+    results = {
+        "dataset": json.loads((ours[0] / "metrics.json").read_text(encoding="utf-8"))["dataset"],
+        "accuracy": {model: accuracies(comparison, model) for model in comparison.runs},
+        "cost": part(report / "cost.json", lambda: costs(comparison)),
+        "cost_at_448": part(report / "cost_at_448.json", costs_at_448),
+        "latency": part(report / "latency.json", lambda: latencies(comparison)),
+        "early_exit": curves,
+        "attention_similarity": part(report / "attention.json", lambda: attention(comparison, data)),
+        "class_changes": changes_by_class(comparison).tolist(),
+        "machine": machine(),
+    }
+    rows = results["accuracy"][OURS]
+    layers = [row["exit"] for row in rows]
+    exit_accuracies(
+        layers,
+        np.array([row["seeds"] for row in rows]).T,
+        [results["cost"][f"{OURS}_{layer}"]["here"] for layer in layers],
+        np.array(results["accuracy"][PLAIN][-1]["seeds"]),
+        np.mean([[[point["cost"], point["accuracy"]] for point in curve] for curve in curves], axis=0),
+    ).savefig(report / "exits.png", dpi=120)
+    changes = np.array(results["class_changes"])
+    title = f"exit {layers[0]} against exit {layers[-1]}"
+    class_changes_figure(changes, title).savefig(report / "classes.png", dpi=120)
+    (report / "comparison.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (report / "table.md").write_text(tables(results) + "\n", encoding="utf-8")
+    return results
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Markdown: the models; what they cost at 448 px; how similar attention is to the last layer's."""
+    latency = results["latency"]
+    lines = [
+        "| model | test accuracy (%) | difference (points) | 95 % interval | latency (ms) | relative | "
+        "cost as published | cost here |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, rows in results["accuracy"].items():
+        for row in rows:
+            name = PLAIN if model == PLAIN else f"{model}_{row['exit']}"
+            timed = f"{name} by row" if model == TRANSFG else name
+            low, high = (f"{100 * end:+.1f}" for end in row["interval"])
+            cost = results["cost"][name]
+            lines.append(
+                f"| {name} | {mean_and_std(row['seeds'])} | {100 * row['difference']:+.1f} | {low} … {high} | "
+                f"{latency['milliseconds'][timed]:.1f} | {latency['ratio'][timed]:.2f} | {cost['published']:.2f} | "
+                f"{cost['here']:.2f} |"
+            )
+    if any(name.endswith("by matrix_product") for name in latency["ratio"]):
+        (published,) = (ratio for name, ratio in latency["ratio"].items() if name.endswith("by matrix_product"))
+        lines += [
+            "",
+            f"With the selection of parts as published, TransFG takes {published:.2f} of the plain ViT's time.",
+        ]
+    lines += [f"Latency: a batch on {latency['device']}, medians of models run in turn.", ""]
+    lines += ["| ViT-B/16 at 448 px | cost as published | cost here |", "| --- | --- | --- |"]
+    lines += [
+        f"| {name} | {cost['published']:.2f} | {cost['here']:.2f} |" for name, cost in results["cost_at_448"].items()
+    ]
+    similarity = results["attention_similarity"]
+    lines += ["", f"| layer | {' | '.join(map(str, range(1, len(similarity) + 1)))} |"]
+    lines += ["| --- |" + " --- |" * len(similarity)]
+    lines += [f"| similarity to the last layer | {' | '.join(f'{value:.2f}' for value in similarity)} |"]
+    changes = np.array(results["class_changes"])
+    changes = changes[~np.isnan(changes)]
+    lines += ["", f"At the earliest exit, {(changes >= 0).sum()} of {len(changes)} classes lose nothing."]
+    return "\n".join(lines)
+
+
+def _report(comparison: Comparison) -> Path:
+    return Path(comparison.arguments.output_dir, "comparison")
+
+
+def _load(directory: Path) -> MEViTForImageClassification | TransFGForImageClassification:
+    return AutoModelForImageClassification.from_pretrained(directory).eval()
+
+
+def _pictures(directory: Path, data: dict[str, Any], split: str) -> PictureDataset:
+    config = MEViTConfig.from_pretrained(directory)
+    options = {name: value for name, value in data.items() if name != "dataset"}
+    rows = pictures_for(config.label2id, data["dataset"], split, **options)
+    return PictureDataset(rows, evaluation_transform(AutoImageProcessor.from_pretrained(directory)))
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any] | None:
+    """Trains what is not trained, measures what is not measured, prints the tables.
+
+    Returns:
+        What `comparison.json` holds; None in processes beside the main one.
+    """
+    comparison = read(sys.argv[1:] if argv is None else argv)
+    for runs in comparison.runs.values():
+        for directory, options in runs.items():
+            ensure_trained(directory, options)
+    if not PartialState().is_main_process:
+        return None
+    results = compare(comparison)
+    print(f"\n{tables(results)}\n\nEverything is in {_report(comparison)}.")
+    return results
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare.py: error: {error}")
