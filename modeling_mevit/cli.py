@@ -32,7 +32,13 @@ from .evaluation import evaluate as evaluate_record
 from .exit_record import record_exits
 from .figures import accuracy_cost_curve
 from .machine import machine
-from .model_card import early_exit_section, with_early_exit_section
+from .model_card import (
+    EARLY_EXIT_HEADING,
+    MEASURED_HEADING,
+    early_exit_section,
+    evaluation_section,
+    with_section,
+)
 from .modeling_mevit import MEViTForImageClassification
 
 
@@ -142,7 +148,10 @@ def evaluate(
     batch_size: BatchSize = 32,
     device: Device = None,
 ) -> None:
-    """Measures every exit, every policy and the early-exit run. Writes evaluation.json, .md and accuracy_cost.png."""
+    """Measures every exit, every policy and the early-exit run.
+
+    Writes evaluation.json, evaluation.md and accuracy_cost.png, and a section of the model card that lies there.
+    """
     destination = _destination(checkpoint, output)
     model = _load(checkpoint, device)
     source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
@@ -176,6 +185,11 @@ def evaluate(
     )
     (destination / "evaluation.md").write_text(table + "\n", encoding="utf-8")
     accuracy_cost_curve(record, plain_accuracy).savefig(destination / "accuracy_cost.png", dpi=120)
+    card = destination / "README.md"
+    if run and card.is_file() and not force:
+        section = evaluation_section(results, early_exit_sentence(results["early_exit"]), "accuracy_cost.png")
+        text = with_section(card.read_text(encoding="utf-8"), MEASURED_HEADING, section)
+        card.write_text(text, encoding="utf-8")
     print(f"\nevaluation.json, evaluation.md and accuracy_cost.png are in {destination}.")
 
 
@@ -317,16 +331,20 @@ def evaluation_tables(results: dict[str, Any]) -> str:
         cells = [f"{row['area']:.4f}", f"{row['oracle']:.4f}", *aurocs]
         policies.append(f"| {policy} | {' | '.join(cells)} |")
     parts = [f"{results['pictures']} pictures", "\n".join(exits), "\n".join(policies)]
-    run = results.get("early_exit")
-    if run:
-        left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
-        parts.append(
-            f"Early exit: accuracy {run['accuracy']:.1%} (last exit {run['accuracy_of_last_exit']:.1%}; "
-            f"{run['harms']} harmed, {run['corrections']} corrected), mean cost {run['cost']:.3f}, "
-            f"time {run['time']:.2f} of the plain ViT's ({run['pictures_per_second']:.1f} against "
-            f"{run['plain_pictures_per_second']:.1f} pictures a second). Left: {left}."
-        )
+    if "early_exit" in results:
+        parts.append(early_exit_sentence(results["early_exit"]))
     return "\n\n".join(parts)
+
+
+def early_exit_sentence(run: dict[str, Any]) -> str:
+    """The early-exit run that `evaluate` measured, in words."""
+    left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
+    return (
+        f"Early exit: accuracy {run['accuracy']:.1%} (last exit {run['accuracy_of_last_exit']:.1%}; "
+        f"{run['harms']} harmed, {run['corrections']} corrected), mean cost {run['cost']:.3f}, "
+        f"time {run['time']:.2f} of the plain ViT's ({run['pictures_per_second']:.1f} against "
+        f"{run['plain_pictures_per_second']:.1f} pictures a second). Left: {left}."
+    )
 
 
 def calibration_report(certificate: Certificate, promise: dict[str, Any]) -> str:
@@ -418,7 +436,8 @@ def _save(model: MEViTForImageClassification, checkpoint: str, destination: Path
     else:
         model.config.save_pretrained(destination)
         custom_object_save(model, destination)  # an older checkpoint's code may not know early exit
-    (destination / "README.md").write_text(with_early_exit_section(card, section), encoding="utf-8")
+    card = with_section(card, MEASURED_HEADING, None)  # of other thresholds
+    (destination / "README.md").write_text(with_section(card, EARLY_EXIT_HEADING, section), encoding="utf-8")
 
 
 def _card(checkpoint: str, model: MEViTForImageClassification) -> str:

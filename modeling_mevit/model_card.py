@@ -62,8 +62,17 @@ model = AutoModelForImageClassification.from_pretrained("{model_name}", trust_re
 ## Limits
 
 The model knows its {num_labels} classes only and gives one of them to any picture. Its accuracy was measured on photos
-from the same source as the training photos; expect less on others.
+from the same source as the training photos; expect less on others. Scores say how sure an exit is among the classes it
+knows, not whether a picture shows one of them.
+
+## Licence
+
+{license}; the terms of {sources} apply too. The code beside them is Apache-2.0.
 """
+
+
+EARLY_EXIT_HEADING = "## Early exit"
+MEASURED_HEADING = "## Early exit, measured"
 
 
 def model_card(
@@ -77,6 +86,7 @@ def model_card(
     metrics: dict[str, Any],
     recipe: dict[str, Any],
     curve: str,
+    license: str | None = None,
 ) -> ModelCard:
     """Writes the card of a checkpoint.
 
@@ -87,6 +97,7 @@ def model_card(
         metrics: what `training/train.py` writes to `metrics.json`.
         recipe: setting → value, shown as a table.
         curve: file name of the training curve's picture beside the card.
+        license: of the checkpoint, as the Hub names it; without one the card says that none is stated.
     """
     split = measured_splits(metrics["exits"])[-1]
     results = [
@@ -102,6 +113,7 @@ def model_card(
         for row in metrics["exits"]
     ]
     data = ModelCardData(
+        license=license,
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["mevit", "vision", "fine-grained", "early-exit"],
@@ -123,6 +135,8 @@ def model_card(
         data=_data_sentence(dataset, metrics["num_samples"], base_model),
         recipe=_table(("setting", "value"), recipe.items()),
         curve=curve,
+        sources=" and ".join(name for name in (dataset, base_model) if name),
+        license=f"The weights are licensed under {license}" if license else "No licence is stated for the weights",
     )
     return ModelCard(text)
 
@@ -171,7 +185,7 @@ def early_exit_section(calibration: dict[str, Any], exit_layers: list[int]) -> s
         rows = zip(exit_layers, calibration["thresholds"], strict=False)
         settings = _table(("exit", "leaves under"), ((layer, f"{threshold:.6g}") for layer, threshold in rows))
     half = f", {data['half']} half" if data.get("half") else ""
-    return f"""## Early exit
+    return f"""{EARLY_EXIT_HEADING}
 
 In eval mode `model(pixel_values)`, and so `pipeline("image-classification", …)`, lets a picture leave at its first
 exit that is sure enough, by the policy `{calibration["policy"]}`; `early_exit=False` runs every exit.
@@ -186,9 +200,28 @@ where the last one is right on {measured["harms"]} of them, and right where it i
 """
 
 
-def with_early_exit_section(card: str, section: str | None) -> str:
-    """A card's text with its section on early exit put in, replaced or, for None, taken out."""
-    heading, before = "## Early exit\n", "## How to load it\n"
+def evaluation_section(results: dict[str, Any], sentence: str, curve: str) -> str:
+    """What a card says of a run of `mevit evaluate`.
+
+    Args:
+        results: what it wrote to `evaluation.json`.
+        sentence: the early-exit run in words.
+        curve: file name of the picture beside the card.
+    """
+    data = results["data"]
+    half = f", {data['half']} half" if data["half"] else ""
+    return f"""{MEASURED_HEADING}
+
+On {results["pictures"]} pictures of {data["name"]} ({data["split"]}{half}), which had no part in choosing thresholds.
+{sentence}
+
+![Accuracy by mean cost]({curve})
+"""
+
+
+def with_section(card: str, heading: str, section: str | None) -> str:
+    """A card's text with the section of a heading put in (before "How to load it"), replaced or, for None, taken out."""
+    heading, before = f"{heading}\n", "## How to load it\n"
     if heading in card:
         start = card.index(heading)
         end = card.find("\n## ", start)

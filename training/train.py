@@ -74,6 +74,9 @@ class ModelArguments:
         default=None,
         metadata={"help": "Layers with an exit; the later half of the encoder by default. For 'mevit' alone."},
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the checkpoint for its card, as the Hub names it."}
+    )
     model_config: str | None = field(
         default=None, metadata={"help": "Further fields of the model's config, as JSON (a mapping in the YAML file)."}
     )
@@ -369,6 +372,7 @@ def recipe(
     is_aircraft = "banner" in trainer.train_dataset.rows.column_names
     settings = {
         **asdict(model_arguments),
+        "license": None,  # decides no result
         **asdict(data_arguments),
         "dataset": public_name(data_arguments.dataset),
         "backbone": public_name(model_arguments.backbone) if model_arguments.backbone else None,
@@ -410,6 +414,7 @@ def write_model_card(
         metrics=metrics,
         recipe=metrics["recipe"],
         curve="training_curve.png",
+        license=model_arguments.license,
     ).save(Path(arguments.output_dir) / "README.md")
 
 
