@@ -220,7 +220,7 @@ On {results["pictures"]} pictures of {data["name"]} ({data["split"]}{half}), whi
 
 
 def with_section(card: str, heading: str, section: str | None) -> str:
-    """A card's text with the section of a heading put in (before "How to load it"), replaced or, for None, taken out."""
+    """A card's text with a section put in before "How to load it", replaced or, where it is None, taken out."""
     heading, before = f"{heading}\n", "## How to load it\n"
     if heading in card:
         start = card.index(heading)
