@@ -518,6 +518,12 @@ def evaluation_transform(image_processor: DeiTImageProcessor) -> Callable[[Image
     return partial(_processed, image_processor)
 
 
+def as_picture(pixel_values: torch.Tensor, image_processor: DeiTImageProcessor) -> np.ndarray:
+    """Normalised pictures (N, 3, H, W) as the model saw them, to look at: (N, H, W, 3) in 0 … 1."""
+    pictures = pixel_values.permute(0, 2, 3, 1).numpy() * image_processor.image_std + image_processor.image_mean
+    return pictures.clip(0, 1)
+
+
 def _processed(image_processor: DeiTImageProcessor, picture: Image.Image) -> torch.Tensor:
     return image_processor(picture, return_tensors="pt")["pixel_values"][0]
 

@@ -148,6 +148,27 @@ def class_changes(changes: np.ndarray, title: str = "") -> Figure:
     return figure
 
 
+def pictures_by_exit(pictures: np.ndarray, exit_layer: np.ndarray, exit_layers: list[int], most: int = 8) -> Figure:
+    """Pictures that left at each exit, a row for each.
+
+    Args:
+        pictures: (N, H, W, 3), in 0 … 1.
+        exit_layer: (N,), where each left.
+        exit_layers: the model's.
+        most: pictures shown of an exit.
+    """
+    figure = Figure(figsize=(1.1 * most, 1.25 * len(exit_layers)), layout="constrained")
+    grid = figure.subplots(len(exit_layers), most, squeeze=False)
+    for row, layer in zip(grid, exit_layers, strict=True):
+        left_here = pictures[exit_layer == layer]
+        for axes, picture in zip(row, left_here, strict=False):
+            axes.imshow(picture)
+        for axes in row:
+            axes.set_axis_off()
+        row[0].set_title(f"exit {layer}: {len(left_here)} pictures", fontsize=9, loc="left")
+    return figure
+
+
 def _mean_and_deviation(seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Over the first axis; one seed has deviation 0."""
     mean = seeds.mean(0)

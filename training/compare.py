@@ -40,7 +40,7 @@ from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.attention import cls_attention, similarity_to_last
 from modeling_mevit.calibration import shared_path, within_cost
 from modeling_mevit.cost import exit_costs, relative_cost
-from modeling_mevit.data import PictureDataset, evaluation_transform, pictures_for
+from modeling_mevit.data import PictureDataset, as_picture, evaluation_transform, pictures_for
 from modeling_mevit.evaluation import class_changes, plain_vit
 from modeling_mevit.exit_record import record_exits
 from modeling_mevit.figures import attention_maps, exit_accuracies
@@ -255,10 +255,9 @@ def attention(comparison: Comparison, data: dict[str, Any]) -> list[float]:
     )
     shown = comparison.arguments.shown_pictures
     processor = AutoImageProcessor.from_pretrained(directory)
-    pixel_values = np.stack([dataset[int(index)]["pixel_values"].numpy() for index in drawn[:shown]])
-    pictures = pixel_values.transpose(0, 2, 3, 1) * processor.image_std + processor.image_mean
+    pixel_values = torch.stack([dataset[int(index)]["pixel_values"] for index in drawn[:shown]])
     layers = list(range(1, model.config.num_hidden_layers + 1))
-    figure = attention_maps(pictures.clip(0, 1), maps[:shown], layers)
+    figure = attention_maps(as_picture(pixel_values, processor), maps[:shown], layers)
     figure.savefig(_report(comparison) / "attention.png", dpi=100)
     return similarity_to_last(maps).tolist()
 
