@@ -18,6 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .calibration import Certificate, pictures_needed, turn_on
 from .calibration import calibrate as calibrate_record
+from .configuration_mevit import MEViTConfig
 from .data import (
     PictureDataset,
     evaluation_transform,
@@ -105,7 +106,7 @@ def calibrate(
     if policy == "patience" and thresholds == "per-exit":
         raise ValueError("patience has one number for all exits; --thresholds per-exit is for policies with a score.")
     rows, dataset = _pictures(
-        model, checkpoint, data, split, half,
+        config, checkpoint, data, split, half,
         image_column=image_column, label_column=label_column, aircraft_level=aircraft_level,
     )  # fmt: skip
     record = record_exits(model, dataset, batch_size=batch_size)
@@ -150,19 +151,21 @@ def evaluate(
 ) -> None:
     """Measures every exit, every policy and the early-exit run.
 
-    Writes evaluation.json, evaluation.md and accuracy_cost.png, and a section of the model card that lies there.
+    Writes evaluation.json, evaluation.md and accuracy_cost.png, and a section of the model card that lies there. Given
+    the directory of an exported cascade, it runs that in ONNX Runtime and writes evaluation.json.
     """
+    source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
+    if Path(checkpoint, "cascade.json").is_file():
+        if plain or device:
+            raise ValueError(f"{checkpoint} is an exported cascade; --plain and --device are for checkpoints.")
+        _evaluate_exported(Path(checkpoint), data, split, half, force, output, batch_size, source)
+        return
     destination = _destination(checkpoint, output)
     model = _load(checkpoint, device)
-    source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
-    rows, dataset = _pictures(model, checkpoint, data, split, half, **source)
+    rows, dataset = _pictures(model.config, checkpoint, data, split, half, **source)
     calibration = model.config.calibration
-    seen = _calibrating(rows, calibration["data"], model, data, source) if calibration and not force else 0
-    if seen:
-        raise ValueError(
-            f"{seen} of these {len(rows)} pictures chose the thresholds, so they say too much good of them; "
-            f"take others, or give --force."
-        )
+    if not force:
+        _refuse_calibrating(rows, model.config, data, source)
     record = record_exits(model, dataset, batch_size=batch_size)
     run = run_early_exit(model, dataset, batch_size=batch_size) if model.config.early_exit else None
     results = {
@@ -174,7 +177,7 @@ def evaluate(
     plain_accuracy = None
     if plain:
         plain_model = AutoModelForImageClassification.from_pretrained(plain).to(model.device).eval()
-        _, plain_dataset = _pictures(plain_model, plain, data, split, half, **source)
+        _, plain_dataset = _pictures(plain_model.config, plain, data, split, half, **source)
         plain_accuracy = results["plain_accuracy"] = accuracy_of(plain_model, plain_dataset, batch_size=batch_size)
 
     table = evaluation_tables(results)
@@ -254,8 +257,8 @@ def export(
     quantization = None
     if precision:
         options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
-        _, training = _pictures(model, checkpoint, data, "train", None, **options)
-        rows, calibration = _pictures(model, checkpoint, data, split, half, **options)
+        _, training = _pictures(model.config, checkpoint, data, "train", None, **options)
+        rows, calibration = _pictures(model.config, checkpoint, data, split, half, **options)
         source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
         quantization = Quantization(precision, training, calibration, source)
     done = export_model(
@@ -300,7 +303,7 @@ def benchmark(
     if not (model.config.early_exit and (exported / "cascade.json").is_file()):
         raise ValueError(f"{checkpoint} has to be calibrated and {exported} to hold its cascade.")
     options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
-    _, dataset = _pictures(model, checkpoint, data, split, None, **options)
+    _, dataset = _pictures(model.config, checkpoint, data, split, None, **options)
     drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:pictures].tolist()
     arrays = [dataset[index]["pixel_values"][None].numpy() for index in drawn]
     monitor, why_no_energy = find_energy_monitor()
@@ -398,10 +401,10 @@ def _load(checkpoint: str, device: str | None) -> MEViTForImageClassification:
 
 
 def _pictures(
-    model: MEViTForImageClassification, checkpoint: str, data: str, split: str, half: str | None, **options
+    config: MEViTConfig, checkpoint: str | Path, data: str, split: str, half: str | None, **options
 ) -> tuple[datasets.Dataset, PictureDataset]:
     image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-    rows = pictures_for(model.config.label2id, data, split, half=half, **options)
+    rows = pictures_for(config.label2id, data, split, half=half, **options)
     return rows, PictureDataset(rows, evaluation_transform(image_processor))
 
 
@@ -411,18 +414,56 @@ def _destination(checkpoint: str, output: Path | None) -> Path:
     return output or Path(checkpoint)
 
 
-def _calibrating(
-    rows: datasets.Dataset, source: dict[str, Any], model: MEViTForImageClassification, data: str, options: dict
-) -> int:
-    """How many of these pictures chose the thresholds, as far as it can be told."""
+def _refuse_calibrating(rows: datasets.Dataset, config: MEViTConfig, data: str, options: dict) -> None:
+    """Raises a `ValueError` where pictures chose the thresholds, as far as it can be told."""
+    if config.calibration is None:
+        return
+    source = config.calibration["data"]
+    seen = 0
     if fingerprint(rows) == source["sha256"]:
-        return len(rows)
-    if source["name"] != public_name(data):
-        return 0
-    calibrating = pictures_for(model.config.label2id, data, source["split"], half=source["half"], **options)
-    if fingerprint(calibrating) != source["sha256"]:
-        return 0
-    return len(set(picture_keys(rows)) & set(picture_keys(calibrating)))
+        seen = len(rows)
+    elif source["name"] == public_name(data):
+        calibrating = pictures_for(config.label2id, data, source["split"], half=source["half"], **options)
+        if fingerprint(calibrating) == source["sha256"]:
+            seen = len(set(picture_keys(rows)) & set(picture_keys(calibrating)))
+    if seen:
+        raise ValueError(
+            f"{seen} of these {len(rows)} pictures chose the thresholds, so they say too much good of them; "
+            f"take others, or give --force."
+        )
+
+
+def _evaluate_exported(
+    directory: Path,
+    data: str,
+    split: str,
+    half: str | None,
+    force: bool,
+    output: Path | None,
+    batch_size: int,
+    options: dict,
+) -> None:
+    """`evaluate` of what `export --cascade` wrote: accuracy, cost and time in ONNX Runtime."""
+    try:
+        from .onnx.evaluation import evaluate_cascade
+    except ImportError as error:
+        raise ValueError(f"running an export needs the extra packages of mevit[onnx]: {error}") from error
+    config = MEViTConfig.from_pretrained(directory)
+    rows, dataset = _pictures(config, directory, data, split, half, **options)
+    if not force:
+        _refuse_calibrating(rows, config, data, options)
+    run = evaluate_cascade(directory, dataset, batch_size=batch_size)
+    left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
+    print(
+        f"{run['pictures']} pictures in ONNX Runtime: accuracy {run['accuracy']:.1%} (model.onnx "
+        f"{run['accuracy_of_last_exit']:.1%}), mean cost {run['cost']:.3f}, time {run['time']:.2f} of model.onnx "
+        f"({run['pictures_per_second']:.1f} against {run['full_pictures_per_second']:.1f} pictures a second). "
+        f"Left: {left}."
+    )
+    results = {"data": {"name": public_name(data), "split": split, "half": half}, **run, "machine": machine()}
+    destination = output or directory
+    destination.mkdir(parents=True, exist_ok=True)
+    (destination / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 def _save(model: MEViTForImageClassification, checkpoint: str, destination: Path) -> None:

@@ -1,0 +1,65 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What an exported cascade does on a data set, and how long it takes beside the single graph of the last exit."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from .cascade_mevit import Cascade
+
+
+def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32, threads: int = 0) -> dict[str, Any]:
+    """Runs the cascade as it is calibrated, and `model.onnx` on the same batches in turn. Shows a progress bar.
+
+    Args:
+        directory: what `mevit export --cascade` wrote.
+        dataset: of `{"pixel_values": (3, H, W), "labels": int}`.
+        batch_size: pictures at a time.
+        threads: of one operator; ONNX Runtime's choice by default.
+
+    Returns:
+        `pictures`, `accuracy`, `accuracy_of_last_exit` (of `model.onnx`), `cost`, `left_at`, `pictures_per_second`,
+        `full_pictures_per_second` (of `model.onnx`) and `time`, relative to it.
+
+    Raises:
+        ValueError: where files are missing or damaged, or early exit is off in the export.
+    """
+    cascade = Cascade(directory, threads=threads)
+    if not cascade.config["early_exit"]:
+        raise ValueError(f"{directory} does not leave early; calibrate the checkpoint before the export.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they take turns
+    full = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
+
+    right, right_at_last, exit_layers, seconds, full_seconds = [], [], [], 0.0, 0.0
+    for number, batch in enumerate(tqdm(DataLoader(dataset, batch_size), desc="cascade", unit="batch")):
+        pictures, labels = batch["pixel_values"].numpy(), batch["labels"].numpy()
+        if number == 0:  # what the first call of each sets up is not counted
+            cascade(pictures), full.run(["logits"], {"pixel_values": pictures})
+        start = time.perf_counter()
+        logits, exit_layer = cascade(pictures)
+        middle = time.perf_counter()
+        (last_logits,) = full.run(["logits"], {"pixel_values": pictures})
+        seconds, full_seconds = seconds + middle - start, full_seconds + time.perf_counter() - middle
+        right.append(logits.argmax(-1) == labels)
+        right_at_last.append(last_logits.argmax(-1) == labels)
+        exit_layers.append(exit_layer)
+    taken = np.concatenate(exit_layers)
+    costs = {stage["exit_layer"]: stage["cost"] for stage in cascade.config["stages"]}
+    return {
+        "pictures": len(taken),
+        "accuracy": float(np.concatenate(right).mean()),
+        "accuracy_of_last_exit": float(np.concatenate(right_at_last).mean()),
+        "cost": float(np.mean([costs[layer] for layer in taken])),
+        "left_at": {str(layer): int((taken == layer).sum()) for layer in costs},
+        "pictures_per_second": len(taken) / seconds,
+        "full_pictures_per_second": len(taken) / full_seconds,
+        "time": seconds / full_seconds,
+    }

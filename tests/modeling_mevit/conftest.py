@@ -1,0 +1,64 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command `mevit`, and what it is given."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
+from modeling_mevit.data import image_processor_for
+from tests.pictures import write_colours
+from tests.tiny import TINY
+
+
+COLOURS = {"crimson": (200, 20, 60), "teal": (0, 128, 128)}
+SIZES = {"train": 3, "validation": 40, "test": 20}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    return write_colours(tmp_path_factory.mktemp("photos"), COLOURS, SIZES, deviation=60, shape=(16, 16))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, photos) -> Path:
+    """A checkpoint that tells the colours apart at every exit, by the mean of red that its embedding carries."""
+    torch.manual_seed(0)
+    settings = {**TINY, "num_labels": 2, "id2label": {0: "teal", 1: "crimson"}, "label2id": {"teal": 0, "crimson": 1}}
+    model = MEViTForImageClassification(MEViTConfig(**settings))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=16)
+    pictures = [(Image.open(file), file.parent.name) for file in sorted(photos.glob("validation/*/*.png"))]
+    pixel_values = processor([picture for picture, _ in pictures], return_tensors="pt")["pixel_values"]
+    labels = torch.tensor([model.config.label2id[name] for _, name in pictures])
+    for _ in range(30):
+        optimizer.zero_grad()
+        model(pixel_values, labels).loss.backward()
+        optimizer.step()
+    directory = tmp_path_factory.mktemp("trained")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+    (directory / "README.md").write_text("# A model\n\n## How to load it\n\nSo.\n")
+    return directory
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def mevit(monkeypatch, capsys):
+    """Runs the console script with arguments. Returns its exit code, or its last message, and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["mevit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return stopped.value.code, capsys.readouterr().out
+
+    return run
