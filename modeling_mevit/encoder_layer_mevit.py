@@ -81,7 +81,7 @@ def keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor,
 
 
 def layer_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Second part of a layer, for any of its tokens, in eval mode.
+    """Second part of a layer, for any of its tokens, in eval mode: [`attention_rows`], then [`mlp_rows`].
 
     Args:
         hidden_rows: (B, R, d), rows of the layer's input.
@@ -91,13 +91,22 @@ def layer_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys:
     Returns:
         (B, R, d), these rows of the layer's output.
     """
+    return mlp_rows(layer, attention_rows(layer, hidden_rows, normed_rows, keys, values))
+
+
+def attention_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Rows after attention and its residual connection, (B, R, d). Arguments are those of [`layer_rows`]."""
     parts = layer_parts(layer)
     implementation = parts.attention.config._attn_implementation
     attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
     query = _heads(parts, parts.query(normed_rows))  # (B, H, R, d/H)
     context, _ = attend(parts.attention, query, keys, values, None, scaling=parts.attention.scaling, dropout=0.0)
-    hidden_rows = hidden_rows + parts.projection(context.flatten(2))  # context is (B, R, H, d/H)
-    return hidden_rows + parts.mlp(layer.layernorm_after(hidden_rows))
+    return hidden_rows + parts.projection(context.flatten(2))  # context is (B, R, H, d/H)
+
+
+def mlp_rows(layer: nn.Module, hidden_rows: Tensor) -> Tensor:
+    """Rows after the MLP and its residual connection, (B, R, d), from those after attention."""
+    return hidden_rows + layer_parts(layer).mlp(layer.layernorm_after(hidden_rows))
 
 
 def _heads(parts: LayerParts, states: Tensor) -> Tensor:

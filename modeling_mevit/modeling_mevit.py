@@ -14,7 +14,14 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mevit import MEViTConfig
-from .encoder_layer_mevit import encoder_layers, keys_values, layer_rows, recorded_attentions
+from .encoder_layer_mevit import (
+    attention_rows,
+    encoder_layers,
+    keys_values,
+    layer_rows,
+    mlp_rows,
+    recorded_attentions,
+)
 from .exit_policy_mevit import agreement, exit_scores
 from .loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 
@@ -210,9 +217,13 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             raise ValueError("exit_thresholds are for early_exit=True; without it no sample leaves early.")
 
         pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_state = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
         if early_exit:
-            return self._leave_early(hidden_state, config.thresholds_of_early_exits(exit_thresholds))
+            thresholds = config.thresholds_of_early_exits(exit_thresholds)
+            # no name here for the embeddings, which would keep them in memory to the end
+            return self._leave_early(
+                self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding), thresholds
+            )
+        hidden_state = self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
 
         hidden_states = [hidden_state] if output_hidden_states else []
         exit_states, exit_logits = [], []
@@ -291,8 +302,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 samples, predictions = samples[stays], predictions[stays]
                 hidden_state, normed, cls_row = hidden_state[stays], normed[stays], cls_row[stays]
                 keys, values = keys[stays], values[stays]
-            patch_rows = layer_rows(layer, hidden_state[:, 1:], normed[:, 1:], keys, values)
-            hidden_state = torch.cat((cls_row, patch_rows), dim=1)
+            hidden_state = attention_rows(layer, hidden_state[:, 1:], normed[:, 1:], keys, values)
+            del normed, keys, values  # the MLP takes the most memory of a layer, and needs none of them
+            hidden_state = torch.cat((cls_row, mlp_rows(layer, hidden_state)), dim=1)
 
         in_order = torch.cat(left).argsort()
         return MEViTOutput(logits=torch.cat(left_logits)[in_order], exit_layer=torch.cat(left_layers)[in_order])
