@@ -19,8 +19,11 @@ def cls_attention(model: MEViTForImageClassification, pixel_values: Tensor) -> n
 
     Returns:
         (B, layers, rows, columns), float32; a map sums to what [CLS] does not give to itself.
+
+    Raises:
+        ValueError: where the model has another implementation of attention, which keeps no probabilities.
     """
-    attentions = model(pixel_values, output_attentions=True).attentions
+    attentions = model(pixel_values.to(model.device), output_attentions=True).attentions
     of_cls = torch.stack([attention[:, :, 0, 1:].float().mean(1) for attention in attentions], dim=1)
     return of_cls.unflatten(-1, patch_grid(model.config)).cpu().numpy()
 

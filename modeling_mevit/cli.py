@@ -151,8 +151,8 @@ def evaluate(
 ) -> None:
     """Measures every exit, every policy and the early-exit run.
 
-    Writes evaluation.json, evaluation.md and accuracy_cost.png, and a section of the model card that lies there. Given
-    the directory of an exported cascade, it runs that in ONNX Runtime and writes evaluation.json.
+    Writes evaluation.json, evaluation.md and accuracy_cost.png, and a section of the checkpoint's own card. Given the
+    directory of an exported cascade, it runs that in ONNX Runtime and writes evaluation.json.
     """
     source = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
     if Path(checkpoint, "cascade.json").is_file():
@@ -189,7 +189,8 @@ def evaluate(
     (destination / "evaluation.md").write_text(table + "\n", encoding="utf-8")
     accuracy_cost_curve(record, plain_accuracy).savefig(destination / "accuracy_cost.png", dpi=120)
     card = destination / "README.md"
-    if run and card.is_file() and not force:
+    is_own = destination.resolve() == Path(checkpoint).resolve()
+    if run and is_own and card.is_file() and split not in ("train", "all") and not force:
         section = evaluation_section(results, early_exit_sentence(results["early_exit"]), "accuracy_cost.png")
         text = with_section(card.read_text(encoding="utf-8"), MEASURED_HEADING, section)
         card.write_text(text, encoding="utf-8")

@@ -166,15 +166,15 @@ class MEViTConfig(ViTConfig):
             )
         return thresholds
 
-    @classmethod
-    def check_names(cls, settings: Iterable[str]) -> None:
-        """Raises a `ValueError` where a name is no field, which the library would take for one silently."""
-        known = {*cls().to_dict(), "num_labels", "attn_implementation"}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ValueError(
-                f"{', '.join(unknown)} is no field of {cls.__name__}; allowed are {', '.join(sorted(known))}."
-            )
+
+def check_names(config_class: type[ViTConfig], settings: Iterable[str]) -> None:
+    """Raises a `ValueError` where a name is no field of a config, which the library would take for one silently."""
+    known = {*config_class().to_dict(), "num_labels", "attn_implementation"} - {"dtype", "torch_dtype"}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(
+            f"{', '.join(unknown)} is no field of {config_class.__name__}; allowed are {', '.join(sorted(known))}."
+        )
 
 
 def _check_exit_layers(exit_layers: list[int], depth: int) -> None:

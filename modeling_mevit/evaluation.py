@@ -145,10 +145,10 @@ def class_changes(labels: np.ndarray, predictions: np.ndarray, reference: np.nda
     Returns:
         (L,), in −1 … 1; NaN for a class without pictures.
     """
-    difference = (predictions == labels).astype(float) - (reference == labels)  # (..., N)
-    difference = difference.reshape(-1, len(labels)).mean(0)
-    counts = np.bincount(labels, minlength=num_labels)
-    sums = np.bincount(labels, weights=difference, minlength=num_labels)
+    right, right_at_last = (np.reshape(given == labels, (-1, len(labels))) for given in (predictions, reference))
+    gained = right.sum(0) - right_at_last.sum(0)  # (N,), whole numbers, so that gains and losses cancel exactly
+    counts = len(right) * np.bincount(labels, minlength=num_labels)
+    sums = np.bincount(labels, weights=gained, minlength=num_labels)
     return np.divide(sums, counts, out=np.full(num_labels, np.nan), where=counts > 0)
 
 

@@ -208,24 +208,33 @@ def evaluation_section(results: dict[str, Any], sentence: str, curve: str) -> st
         sentence: the early-exit run in words.
         curve: file name of the picture beside the card.
     """
-    data = results["data"]
+    data, machine = results["data"], results["machine"]
     half = f", {data['half']} half" if data["half"] else ""
     return f"""{MEASURED_HEADING}
 
-On {results["pictures"]} pictures of {data["name"]} ({data["split"]}{half}), which had no part in choosing thresholds.
+On {results["pictures"]} pictures of {data["name"]} ({data["split"]}{half}), none of which is known to have chosen the
+thresholds, on {machine["accelerator"] or machine["cpu"]} ({machine["threads"]} threads).
 {sentence}
 
 ![Accuracy by mean cost]({curve})
 """
 
 
+def section_of(card: str, heading: str) -> str | None:
+    """The section under a heading, as [`with_section`] put it in; None where there is none."""
+    if f"{heading}\n" not in card:
+        return None
+    start = card.index(f"{heading}\n")
+    end = card.find("\n## ", start)
+    return card[start:end] if end >= 0 else card[start:]
+
+
 def with_section(card: str, heading: str, section: str | None) -> str:
     """A card's text with a section put in before "How to load it", replaced or, where it is None, taken out."""
-    heading, before = f"{heading}\n", "## How to load it\n"
-    if heading in card:
-        start = card.index(heading)
-        end = card.find("\n## ", start)
-        card = card[:start] + (card[end + 1 :] if end >= 0 else "")
+    before = "## How to load it\n"
+    old = section_of(card, heading)
+    if old is not None:
+        card = card.replace(f"{old}\n", "", 1) if f"{old}\n" in card else card.replace(old, "", 1)
     if section is None:
         return card
     place = card.find(before)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from transformers import AutoConfig, ViTModel, ViTPreTrainedModel
+from transformers import AutoConfig, ViTConfig, ViTModel, ViTPreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mevit import MEViTConfig
+from .configuration_mevit import MEViTConfig, check_names
 from .encoder_layer_mevit import (
     attention_rows,
     encoder_layers,
@@ -440,19 +440,19 @@ _NOT_INHERITED = ("model_type", "architectures", "transformers_version", "torch_
 
 
 def read_vit(
-    config_class: type[MEViTConfig],
+    config_class: type[ViTConfig],
     pretrained_model_name_or_path: str,
     *,
     image_size: int | tuple[int, int] | None = None,
     **kwargs,
-) -> tuple[MEViTConfig, ViTModel]:
+) -> tuple[ViTConfig, ViTModel]:
     """A pretrained ViT, and the config of a model that starts from it; [`from_vit`] has the arguments and errors.
 
     Returns:
         A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32.
     """
     download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
-    config_class.check_names(kwargs)
+    check_names(config_class, kwargs)
     vit_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **download)
     _check_type(pretrained_model_name_or_path, vit_config.model_type, "vit", "from_vit")
     for name in _SHAPE_OF_THE_BACKBONE:

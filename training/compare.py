@@ -5,7 +5,7 @@
     accelerate launch training/compare.py training/configs/compare_grocery_store.yaml --dataset PATH --backbone PATH
 
 One recipe for all models, several seeds. A run that is finished is not trained again, one that was interrupted goes
-on, and what was measured once is kept: remove `comparison/` in the output directory to measure anew.
+on, and what was measured is kept in `comparison/` until what it depends on changes: runs, settings or machine.
 
 - `table.md`: accuracy (mean and standard deviation over seeds) with the paired bootstrap interval of its difference to
   the plain ViT, latency at batch 8, cost as the papers count it and as it is here;
@@ -15,6 +15,7 @@ on, and what was measured once is kept: remove `comparison/` in the output direc
 - `comparison.json`: all figures of these.
 """
 
+import hashlib
 import json
 import logging
 import sys
@@ -42,6 +43,7 @@ from modeling_mevit.calibration import shared_path, within_cost
 from modeling_mevit.cost import exit_costs, relative_cost
 from modeling_mevit.data import PictureDataset, as_picture, evaluation_transform, pictures_for
 from modeling_mevit.evaluation import class_changes, plain_vit
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
 from modeling_mevit.exit_record import record_exits
 from modeling_mevit.figures import attention_maps, exit_accuracies
 from modeling_mevit.figures import class_changes as class_changes_figure
@@ -102,6 +104,10 @@ def read(argv: list[str]) -> Comparison:
     for name in (PLAIN, OURS):
         if name not in models:
             raise ValueError(f"models={sorted(models)} lack {name!r}, which the others are compared with.")
+    if set(models) - {PLAIN, OURS, TRANSFG}:
+        raise ValueError(f"models={sorted(models)} are not all known; allowed are {PLAIN}, {OURS} and {TRANSFG}.")
+    if arguments.policy not in EXIT_POLICIES:
+        raise ValueError(f"policy={arguments.policy!r} is unknown; allowed are {', '.join(EXIT_POLICIES)}.")
     runs: dict[str, dict[Path, list[str]]] = {}
     for name, settings in models.items():
         unknown = set(settings) - {"seeds", "options"}
@@ -113,6 +119,9 @@ def read(argv: list[str]) -> Comparison:
             directory = Path(arguments.output_dir, f"{name}-seed{seed}")
             fixed = ["--seed", str(seed), "--output_dir", str(directory)]
             runs[name][directory] = [arguments.recipe, *common, *own, *fixed]
+            _, data_arguments, _ = train.parse(runs[name][directory])
+            if data_arguments.selection_fraction:
+                raise ValueError("selection_fraction leaves the test photos alone; the comparison is made on them.")
     return Comparison(arguments, runs)
 
 
@@ -129,23 +138,32 @@ def ensure_trained(directory: Path, argv: list[str]) -> None:
         train.run(*train.prepare(*arguments), *arguments)
         return
     was = json.loads(metrics.read_text(encoding="utf-8"))["recipe"]
-    wanted = {name: value for part in arguments for name, value in vars(part).items()}
-    for name in ("learning_rate", "exit_learning_rate", "num_train_epochs", "image_size", "seed", "standardize_exits"):
-        if name in was and was[name] != wanted[name]:
+    wanted = train.settings_of(*arguments)
+    default = train.settings_of(*train.parse(["--output_dir", str(directory)]))  # an option that came later had it
+    for name in {*wanted, *(was.keys() & default.keys())}:
+        if was.get(name, default.get(name)) != wanted.get(name):
             raise ValueError(
-                f"{directory} was trained with {name}={was[name]}, and {wanted[name]} is asked for; "
+                f"{directory} was trained with {name}={was.get(name)}, and {wanted.get(name)} is asked for; "
                 f"give another output_dir, or remove that run."
             )
 
 
-def part(file: Path, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives, kept in a JSON file: computed once, however often the command is given."""
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(compute(), indent=1) + "\n", encoding="utf-8")
-        partial.rename(file)
-    return json.loads(file.read_text(encoding="utf-8"))
+def part(file: Path, depends_on: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, kept in a JSON file and computed anew only where what it depends on has changed."""
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["depends_on"] == json.loads(json.dumps(depends_on)):
+            return kept["result"]
+    partial = file.with_suffix(".partial")
+    content = {"depends_on": depends_on, "result": compute()}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return json.loads(file.read_text(encoding="utf-8"))["result"]
+
+
+def identity(directory: Path) -> str:
+    """What tells a run from others: SHA-256 of what it predicts on test."""
+    return hashlib.sha256((directory / "test_predictions.json").read_bytes()).hexdigest()
 
 
 def accuracies(comparison: Comparison, model: str) -> list[dict[str, Any]]:
@@ -194,13 +212,14 @@ def costs_at_448() -> dict[str, dict[str, float]]:
 @torch.no_grad()
 def latencies(comparison: Comparison) -> dict[str, Any]:
     """Time of a batch through each model on the device at hand, all in turn; medians, and ratios to the plain ViT."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    ours = _load(comparison.directories(OURS)[0]).to(device)
-    models = {PLAIN: plain_vit(_load(comparison.directories(PLAIN)[0])).to(device)}
+    device = _device()
+    attention = _attention(comparison.directories(OURS)[0])
+    ours = _load(comparison.directories(OURS)[0], attention)
+    models = {PLAIN: plain_vit(_load(comparison.directories(PLAIN)[0], attention))}
     models |= {f"{OURS}_{layer}": ours.truncate(layer) for layer in ours.config.exit_layers}
     if TRANSFG in comparison.runs:
         for selection in ("row", "matrix_product"):
-            transfg = _load(comparison.directories(TRANSFG)[0]).to(device)
+            transfg = _load(comparison.directories(TRANSFG)[0])
             transfg.config.part_selection = selection
             models[f"{TRANSFG}_{transfg.config.num_hidden_layers} by {selection}"] = transfg
     side = ours.config.image_size
@@ -217,6 +236,7 @@ def latencies(comparison: Comparison) -> dict[str, Any]:
     plain = counted[PLAIN]
     return {
         "device": torch.cuda.get_device_name() if device != "cpu" else f"CPU, {torch.get_num_threads()} threads",
+        "attention": ours.config._attn_implementation,
         "milliseconds": {name: 1000 * median(taken) for name, taken in counted.items()},
         "ratio": {
             name: median(own / theirs for own, theirs in zip(taken, plain, strict=True))
@@ -229,6 +249,8 @@ def early_exit_curve(comparison: Comparison, directory: Path, data: dict[str, An
     """Mean cost and accuracy on test of early exit, with thresholds chosen on validation for each budget."""
     policy = comparison.arguments.policy
     model = _load(directory)
+    if len(model.config.exit_layers) < 2:
+        return []
     records = {split: record_exits(model, _pictures(directory, data, split)) for split in ("validation", "test")}
     path = shared_path(records["validation"], policy)
     cheapest = records["validation"].costs[0]
@@ -243,7 +265,7 @@ def early_exit_curve(comparison: Comparison, directory: Path, data: dict[str, An
 def attention(comparison: Comparison, data: dict[str, Any]) -> list[float]:
     """Similarity of each layer's attention to the last layer's, (layers,); writes the figure too."""
     directory = comparison.directories(OURS)[0]
-    model = AutoModelForImageClassification.from_pretrained(directory, attn_implementation="eager").eval()
+    model = _load(directory, "eager")
     dataset = _pictures(directory, data, "test")
     drawn = np.random.default_rng(0).permutation(len(dataset))[: comparison.arguments.attention_pictures]
     batches = np.array_split(drawn, -(-len(drawn) // 32))
@@ -269,8 +291,8 @@ def changes_by_class(comparison: Comparison) -> np.ndarray:
         for directory in comparison.directories(OURS)
     ]
     predictions = np.array([file["predictions"] for file in files])  # (seeds, N, E)
-    labels = np.array(files[0]["labels"])
-    return class_changes(labels, predictions[..., 0], predictions[..., -1], num_labels=labels.max() + 1)
+    num_labels = MEViTConfig.from_pretrained(comparison.directories(OURS)[0]).num_labels
+    return class_changes(np.array(files[0]["labels"]), predictions[..., 0], predictions[..., -1], num_labels)
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
@@ -279,23 +301,49 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     report.mkdir(parents=True, exist_ok=True)
     ours = comparison.directories(OURS)
     model_arguments, data_arguments, _ = train.parse(next(iter(comparison.runs[OURS].values())))
-    data = {
-        name: getattr(data_arguments, name) for name in ("dataset", "image_column", "label_column", "aircraft_level")
+    names = ("dataset", "image_column", "label_column", "aircraft_level", "validation_fraction")
+    data = {name: getattr(data_arguments, name) for name in names}
+    runs = {
+        model: {directory.name: identity(directory) for directory in runs} for model, runs in comparison.runs.items()
     }
+    settings = vars(comparison.arguments)
+    on = machine()
+
+    def kept(name: str, compute: Callable[[], Any], *options: str, **depends_on: Any) -> Any:
+        depends_on |= {option: settings[option] for option in options}
+        return part(report / f"{name}.json", depends_on, compute)
+
     curves = [
-        part(report / f"early_exit-{directory.name}.json", lambda d=directory: early_exit_curve(comparison, d, data))
+        kept(
+            f"early_exit-{directory.name}",
+            lambda directory=directory: early_exit_curve(comparison, directory, data),
+            "policy",
+            run=identity(directory),
+        )
         for directory in ours
     ]
+    if not (report / "attention.png").is_file():
+        (report / "attention.json").unlink(missing_ok=True)  # both are made at once
+    similarity = kept(
+        "attention",
+        lambda: attention(comparison, data),
+        "attention_pictures",
+        "shown_pictures",
+        run=identity(ours[0]),
+    )
+    changes = changes_by_class(comparison)
     results = {
         "dataset": json.loads((ours[0] / "metrics.json").read_text(encoding="utf-8"))["dataset"],
         "accuracy": {model: accuracies(comparison, model) for model in comparison.runs},
-        "cost": part(report / "cost.json", lambda: costs(comparison)),
-        "cost_at_448": part(report / "cost_at_448.json", costs_at_448),
-        "latency": part(report / "latency.json", lambda: latencies(comparison)),
+        "cost": kept("cost", lambda: costs(comparison), runs=runs),
+        "cost_at_448": kept("cost_at_448", costs_at_448),
+        "latency": kept(
+            "latency", lambda: latencies(comparison), "latency_batch_size", "latency_rounds", runs=runs, machine=on
+        ),
         "early_exit": curves,
-        "attention_similarity": part(report / "attention.json", lambda: attention(comparison, data)),
-        "class_changes": changes_by_class(comparison).tolist(),
-        "machine": machine(),
+        "attention_similarity": similarity,
+        "class_changes": [None if np.isnan(change) else change for change in changes.tolist()],
+        "machine": on,
     }
     rows = results["accuracy"][OURS]
     layers = [row["exit"] for row in rows]
@@ -304,9 +352,10 @@ def compare(comparison: Comparison) -> dict[str, Any]:
         np.array([row["seeds"] for row in rows]).T,
         [results["cost"][f"{OURS}_{layer}"]["here"] for layer in layers],
         np.array(results["accuracy"][PLAIN][-1]["seeds"]),
-        np.mean([[[point["cost"], point["accuracy"]] for point in curve] for curve in curves], axis=0),
+        np.mean([[[point["cost"], point["accuracy"]] for point in curve] for curve in curves], axis=0)
+        if all(curves)
+        else None,
     ).savefig(report / "exits.png", dpi=120)
-    changes = np.array(results["class_changes"])
     title = f"exit {layers[0]} against exit {layers[-1]}"
     class_changes_figure(changes, title).savefig(report / "classes.png", dpi=120)
     (report / "comparison.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -339,7 +388,11 @@ def tables(results: dict[str, Any]) -> str:
             "",
             f"With the selection of parts as published, TransFG takes {published:.2f} of the plain ViT's time.",
         ]
-    lines += [f"Latency: a batch on {latency['device']}, medians of models run in turn.", ""]
+    lines += [
+        f"Latency: a batch on {latency['device']}, {latency['attention']} attention (TransFG: eager), medians of runs "
+        f"in turn.",
+        "",
+    ]
     lines += ["| ViT-B/16 at 448 px | cost as published | cost here |", "| --- | --- | --- |"]
     lines += [
         f"| {name} | {cost['published']:.2f} | {cost['here']:.2f} |" for name, cost in results["cost_at_448"].items()
@@ -348,9 +401,9 @@ def tables(results: dict[str, Any]) -> str:
     lines += ["", f"| layer | {' | '.join(map(str, range(1, len(similarity) + 1)))} |"]
     lines += ["| --- |" + " --- |" * len(similarity)]
     lines += [f"| similarity to the last layer | {' | '.join(f'{value:.2f}' for value in similarity)} |"]
-    changes = np.array(results["class_changes"])
-    changes = changes[~np.isnan(changes)]
-    lines += ["", f"At the earliest exit, {(changes >= 0).sum()} of {len(changes)} classes lose nothing."]
+    changes = [change for change in results["class_changes"] if change is not None]
+    lose_nothing = sum(change >= 0 for change in changes)
+    lines += ["", f"At the earliest exit, {lose_nothing} of {len(changes)} classes lose nothing."]
     return "\n".join(lines)
 
 
@@ -358,8 +411,21 @@ def _report(comparison: Comparison) -> Path:
     return Path(comparison.arguments.output_dir, "comparison")
 
 
-def _load(directory: Path) -> MEViTForImageClassification | TransFGForImageClassification:
-    return AutoModelForImageClassification.from_pretrained(directory).eval()
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _load(
+    directory: Path, attention: str | None = None
+) -> MEViTForImageClassification | TransFGForImageClassification:
+    options = {"attn_implementation": attention} if attention else {}
+    return AutoModelForImageClassification.from_pretrained(directory, **options).to(_device()).eval()
+
+
+def _attention(directory: Path) -> str | None:
+    """The implementation of attention that a run was trained with; None for the library's choice."""
+    settings = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["recipe"]
+    return json.loads(settings.get("model_config", "{}")).get("attn_implementation")
 
 
 def _pictures(directory: Path, data: dict[str, Any], split: str) -> PictureDataset:

@@ -23,6 +23,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.configuration_mevit import check_names
 from modeling_mevit.cost import exit_costs, exit_parameters, relative_cost
 from modeling_mevit.data import (
     PictureDataset,
@@ -36,7 +37,14 @@ from modeling_mevit.data import (
 from modeling_mevit.figures import training_curve
 from modeling_mevit.machine import machine
 from modeling_mevit.metrics import ExitAccuracy
-from modeling_mevit.model_card import model_card, results_table
+from modeling_mevit.model_card import (
+    EARLY_EXIT_HEADING,
+    MEASURED_HEADING,
+    model_card,
+    results_table,
+    section_of,
+    with_section,
+)
 from training.baselines import TransFGConfig, TransFGForImageClassification
 from training.trainer import (
     FineTuningTrainer,
@@ -75,7 +83,8 @@ class ModelArguments:
         metadata={"help": "Layers with an exit; the later half of the encoder by default. For 'mevit' alone."},
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence of the checkpoint for its card, as the Hub names it."}
+        default=None,
+        metadata={"help": "Licence of the checkpoint for its card, as the Hub names it. Not for 'transfg'."},
     )
     model_config: str | None = field(
         default=None, metadata={"help": "Further fields of the model's config, as JSON (a mapping in the YAML file)."}
@@ -138,7 +147,8 @@ def run(
     """Trains what [`prepare`] made, evaluates it, and writes everything. Returns what `metrics.json` holds."""
     checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
     seconds = None  # known of a run that was not interrupted
-    if checkpoint and is_finished(checkpoint, training_arguments):
+    finished = bool(checkpoint) and is_finished(checkpoint, training_arguments)
+    if finished:
         # the library would take one more step
         logger.info("%s is the end of a run; it is evaluated again", checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
@@ -185,6 +195,8 @@ def run(
         "machine": machine(),
     }
     if has_exits:
+        if finished:
+            keep_calibration(config, training_arguments.output_dir)
         trainer.write_model_card = lambda: write_model_card(trainer, metrics, model_arguments, data_arguments)
     if trainer.is_world_process_zero():
         output = Path(training_arguments.output_dir)
@@ -329,7 +341,7 @@ def make_model(
         settings = {"exit_layers": model_arguments.exit_layers, **settings}
     else:
         model_class, config_class = TransFGForImageClassification, TransFGConfig
-    config_class.check_names(further_fields)
+    check_names(config_class, further_fields)
     if model_arguments.backbone:
         return model_class.from_vit(model_arguments.backbone, **settings)
     return model_class(config_class(**settings))
@@ -347,16 +359,16 @@ def accuracy_of(exit_layers: list[int]):
     return compute_metrics
 
 
-def recipe(
-    trainer: FineTuningTrainer, model_arguments: ModelArguments, data_arguments: DataArguments
+def settings_of(
+    model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
 ) -> dict[str, Any]:
-    """The settings that decide the result, by the names of the options; `banner` notes what the data's layout adds."""
+    """The arguments that decide the result, by the names of the options; those that are None are left out."""
     training_settings = [
-        "max_steps" if trainer.args.max_steps > 0 else "num_train_epochs",
+        "max_steps" if training_arguments.max_steps > 0 else "num_train_epochs",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "optim",
-        *(["sgd_momentum"] if trainer.args.optim == "sgd" else []),
+        *(["sgd_momentum"] if training_arguments.optim == "sgd" else []),
         "learning_rate",
         "exit_learning_rate",
         "standardize_exits",
@@ -368,21 +380,32 @@ def recipe(
         "load_best_model_at_end",
         "seed",
     ]
-    values = trainer.args.to_dict()
-    is_aircraft = "banner" in trainer.train_dataset.rows.column_names
+    values = training_arguments.to_dict()
     settings = {
         **asdict(model_arguments),
         "license": None,  # decides no result
+        "exit_layers": model_arguments.exit_layers if model_arguments.architecture == "mevit" else None,
         **asdict(data_arguments),
         "dataset": public_name(data_arguments.dataset),
         "backbone": public_name(model_arguments.backbone) if model_arguments.backbone else None,
+        "aircraft_level": None,  # told where it means something
         **{name: values[name] for name in training_settings},
-        "num_processes": trainer.args.world_size,
-        "mixed_precision": trainer.accelerator.mixed_precision,
-        "aircraft_level": data_arguments.aircraft_level if is_aircraft else None,
-        "banner": BANNER_NOTE if is_aircraft else None,
     }
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def recipe(
+    trainer: FineTuningTrainer, model_arguments: ModelArguments, data_arguments: DataArguments
+) -> dict[str, Any]:
+    """[`settings_of`], and what launch and data add; `banner` notes what the data's layout adds."""
+    settings = {
+        **settings_of(model_arguments, data_arguments, trainer.args),
+        "num_processes": trainer.args.world_size,
+        "mixed_precision": trainer.accelerator.mixed_precision,
+    }
+    if "banner" in trainer.train_dataset.rows.column_names:
+        settings |= {"aircraft_level": data_arguments.aircraft_level, "banner": BANNER_NOTE}
+    return settings
 
 
 def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> bool:
@@ -391,6 +414,16 @@ def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> 
     if training_arguments.max_steps > 0:
         return state.global_step >= training_arguments.max_steps
     return state.epoch >= training_arguments.num_train_epochs
+
+
+def keep_calibration(config: MEViTConfig, output_dir: str) -> None:
+    """Takes over what `mevit calibrate` wrote to the config of a finished run, which is about to be written again."""
+    if not Path(output_dir, "config.json").is_file():
+        return
+    stored = MEViTConfig.from_pretrained(output_dir)
+    if stored.calibration is not None:
+        for name in ("exit_policy", "exit_thresholds", "patience", "early_exit", "calibration"):
+            setattr(config, name, getattr(stored, name))
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -403,7 +436,9 @@ def write_model_card(
     """README.md of the output directory."""
     arguments = trainer.args
     backbone = model_arguments.backbone
-    model_card(
+    file = Path(arguments.output_dir, "README.md")
+    before = file.read_text(encoding="utf-8") if file.is_file() else ""
+    card = model_card(
         # the Trainer knows the whole id, owner included, once it has made the repository
         model_name=getattr(trainer, "hub_model_id", None) or Path(arguments.output_dir).resolve().name,
         dataset=metrics["dataset"],
@@ -415,7 +450,11 @@ def write_model_card(
         recipe=metrics["recipe"],
         curve="training_curve.png",
         license=model_arguments.license,
-    ).save(Path(arguments.output_dir) / "README.md")
+    ).content
+    if trainer.model.config.calibration is not None:
+        for heading in (EARLY_EXIT_HEADING, MEASURED_HEADING):
+            card = with_section(card, heading, section_of(before, heading))
+    file.write_text(card, encoding="utf-8")
 
 
 def command_line() -> None:

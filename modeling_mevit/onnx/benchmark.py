@@ -99,11 +99,11 @@ def find_energy_monitor() -> tuple[Any, str | None]:
     try:
         monitor = ZeusMonitor()
         monitor.begin_window("probe")
-        measured = monitor.end_window("probe")
+        joules = _energy(monitor.end_window("probe"))
     except Exception as error:  # zeus has no common class for what a machine may lack
         return None, f"zeus finds nothing to read here ({error})."
-    if not (measured.gpu_energy or measured.cpu_energy):
-        return None, "zeus finds neither a GPU nor RAPL here."
+    if joules is None:
+        return None, "zeus finds neither a GPU nor RAPL nor a board's sensor here."
     return monitor, None
 
 
@@ -189,9 +189,16 @@ def _joules(run: Callable[[np.ndarray], Any], pictures: list[np.ndarray], monito
     monitor.begin_window("pictures")
     for picture in pictures:
         run(picture)
-    measured = monitor.end_window("pictures")
+    return _energy(monitor.end_window("pictures")) / len(pictures)
+
+
+def _energy(measured: Any) -> float | None:
+    """Joules of a window of zeus: of the board where it has a sensor (Jetson), else of GPUs and CPUs; or None."""
+    of_board = getattr(getattr(measured, "soc_energy", None), "total_energy_mj", None)
+    if of_board is not None:
+        return of_board / 1000
     parts = [*(measured.gpu_energy or {}).values(), *(measured.cpu_energy or {}).values()]
-    return sum(parts) / len(pictures)
+    return sum(parts) if parts else None
 
 
 def _peak_memory(kind: str, path: Path, picture: Path, threads: int) -> float:

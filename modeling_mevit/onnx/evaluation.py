@@ -14,14 +14,13 @@ from tqdm.auto import tqdm
 from .cascade_mevit import Cascade
 
 
-def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32, threads: int = 0) -> dict[str, Any]:
+def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32) -> dict[str, Any]:
     """Runs the cascade as it is calibrated, and `model.onnx` on the same batches in turn. Shows a progress bar.
 
     Args:
         directory: what `mevit export --cascade` wrote.
         dataset: of `{"pixel_values": (3, H, W), "labels": int}`.
         batch_size: pictures at a time.
-        threads: of one operator; ONNX Runtime's choice by default.
 
     Returns:
         `pictures`, `accuracy`, `accuracy_of_last_exit` (of `model.onnx`), `cost`, `left_at`, `pictures_per_second`,
@@ -30,11 +29,12 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32,
     Raises:
         ValueError: where files are missing or damaged, or early exit is off in the export.
     """
-    cascade = Cascade(directory, threads=threads)
+    if not (directory / "model.onnx").is_file():
+        raise ValueError(f"{directory} has no model.onnx to compare with; export the last exit too.")
+    cascade = Cascade(directory)
     if not cascade.config["early_exit"]:
-        raise ValueError(f"{directory} does not leave early; calibrate the checkpoint before the export.")
+        raise ValueError(f"{directory} does not leave early: the model was not calibrated, or --no-early-exit given.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they take turns
     full = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
 

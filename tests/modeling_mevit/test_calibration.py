@@ -242,3 +242,10 @@ def test_bad_input_is_named(settings, message):
     path = fixed_path(record, "confidence", num_labels=2)
     with pytest.raises(ValueError, match=message):
         certified(record, "confidence", path, **{"max_accuracy_drop": 0.02, "confidence": 0.95, **settings})
+
+
+def test_the_grid_is_fine_where_uncertainty_lies():
+    record = synthetic(pictures=50, seed=0)
+    thresholds = [setting[0] for setting in fixed_path(record, "uncertainty", num_labels=2)]
+    assert thresholds == sorted(thresholds) and thresholds[-1] == 1
+    assert len([one for one in thresholds if 0.23 <= one <= 0.45]) > 200

@@ -5,6 +5,7 @@ import pytest
 from transformers import AutoConfig
 
 from modeling_mevit import MEViTConfig
+from modeling_mevit.configuration_mevit import check_names
 from tests.tiny import TINY
 
 
@@ -62,11 +63,11 @@ def test_what_allows_no_model_is_refused(settings, message):
 
 
 def test_names_that_are_no_fields_are_refused():
-    MEViTConfig.check_names(["hidden_size", "num_labels", "id2label", "exit_layers", "attn_implementation"])
+    check_names(MEViTConfig, ["hidden_size", "num_labels", "id2label", "exit_layers", "attn_implementation"])
     with pytest.raises(
         ValueError, match="exit_layer, hiden_size is no field of MEViTConfig; allowed are .*exit_layers"
     ):
-        MEViTConfig.check_names(["hiden_size", "exit_layer", "image_size"])
+        check_names(MEViTConfig, ["hiden_size", "exit_layer", "image_size"])
 
 
 @pytest.mark.parametrize(

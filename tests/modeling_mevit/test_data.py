@@ -21,6 +21,7 @@ from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassificatio
 from modeling_mevit import data
 from modeling_mevit.data import (
     PictureDataset,
+    as_picture,
     evaluation_transform,
     fingerprint,
     image_processor_for,
@@ -752,3 +753,10 @@ def test_the_fingerprint_is_of_content_and_labels(tmp_path):
     assert len(set(picture_keys(here)) & set(picture_keys(here.select([0, 1])))) == 2
     drawn = pictures_for(dict.fromkeys(CLASS_NAMES, 0), "demo", "validation")
     assert fingerprint(drawn.select([0])) != fingerprint(drawn.select([1]))
+
+
+def test_what_the_model_saw_can_be_looked_at(tmp_path):
+    processor = image_processor_for(8, image_mean=[0.1, 0.5, 0.9], image_std=[0.2, 0.3, 0.4], resize_size=8)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    seen = as_picture(evaluation_transform(processor)(picture)[None], processor)
+    np.testing.assert_allclose(seen[0], np.asarray(picture) / 255, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from modeling_mevit.cost import early_exit_costs, exit_costs
-from modeling_mevit.evaluation import evaluate, plain_vit, run_early_exit
+from modeling_mevit.evaluation import class_changes, evaluate, plain_vit, run_early_exit
 from modeling_mevit.exit_record import record_exits
 from tests.tiny import tiny_model
 
@@ -76,3 +76,13 @@ def test_a_model_that_gives_no_numbers_is_refused():
         record_exits(model, Pictures())
     with pytest.raises(ValueError, match="there are no pictures"):
         record_exits(model, Pictures(0))
+
+
+def test_class_changes_by_hand():
+    labels = np.array([0, 0, 2, 2, 3])
+    last = np.array([[0, 0, 2, 1, 0], [0, 1, 2, 2, 3]])
+    early = np.array([[0, 1, 2, 2, 3], [0, 1, 2, 2, 0]])
+    changes = class_changes(labels, early, last, num_labels=5)
+    assert changes[[0, 2, 3]].tolist() == [-0.25, 0.25, 0.0]  # gains and losses of class 3 cancel exactly
+    assert np.isnan(changes[[1, 4]]).all()
+    assert class_changes(labels, early[0], last[0], num_labels=5)[2] == 0.5

@@ -13,7 +13,7 @@ from tests.training.test_train import COLOURS, config_file
 from training import train
 
 
-PLACEHOLDERS = {"number": r"[\d.]+", "hash": "[0-9a-f]{16}", "optimizer": r"\w+"}
+PLACEHOLDERS = {"number": r"[\d.]+", "hash": "[0-9a-f]{16}", "optimizer": r"\w+", "machine": ".+"}
 
 
 def test_the_whole_card(tmp_path, monkeypatch):

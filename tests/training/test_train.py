@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
+from modeling_mevit import cli
 from modeling_mevit.data import load_splits, train_transform
 from tests.pictures import write_colours
 from training import train
@@ -264,6 +265,21 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_further(folder, tmp_p
         assert train.is_finished(checkpoint, train.parse([config, *options])[2]) is finished
 
 
+def test_a_calibration_outlives_the_evaluation_of_a_finished_run(folder, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    command = [config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(output)]
+    train.main(command)
+    for options in (["calibrate", str(output), "--max-cost", "0.9"], ["evaluate", str(output)]):
+        monkeypatch.setattr("sys.argv", ["mevit", *options, "--data", str(folder)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    before = {name: (output / name).read_text() for name in ("config.json", "README.md")}
+    assert json.loads(before["config.json"])["early_exit"] and "## Early exit, measured" in before["README.md"]
+    train.main(command)
+    assert json.loads((output / "config.json").read_text()) == json.loads(before["config.json"])
+    assert (output / "README.md").read_text() == before["README.md"]
+
+
 def test_local_names_keep_their_place_to_themselves(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos").mkdir()
@@ -388,7 +404,7 @@ def test_transfg_trains_with_the_same_script_and_resumes(folder, tmp_path):
     assert (tmp_path / "whole" / "README.md").is_file()
 
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
-    train.main([*arguments, str(tmp_path / "resumed")])
+    assert train.main([*arguments, str(tmp_path / "resumed")])["training_seconds"] is None  # as of an interrupted run
     whole, resumed = (load_file(tmp_path / directory / "model.safetensors") for directory in ("whole", "resumed"))
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-6)

@@ -9,8 +9,6 @@ selects the patch that it took most of.
 B samples, N tokens of width d, H heads, n layers with the last one, L labels.
 """
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,6 +70,9 @@ class TransFGConfig(ViTConfig):
             raise ValueError(f"part_selection={part_selection!r} is unknown; allowed are {', '.join(SELECTIONS)}.")
         if self.num_hidden_layers < 2:
             raise ValueError(f"num_hidden_layers={self.num_hidden_layers} leaves no layer below the part layer.")
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name}={getattr(self, name)} is no side of a square in pixels.")
         if not 0 < patch_stride <= self.patch_size:
             raise ValueError(f"patch_stride={patch_stride} skips pixels; allowed are 1 to {self.patch_size}.")
         if self.image_size < self.patch_size:
@@ -81,13 +82,6 @@ class TransFGConfig(ViTConfig):
     def exit_layers(self) -> list[int]:
         """Where a classifier reads, in the terms of a multi-exit model: the last layer alone."""
         return [self.num_hidden_layers]
-
-    @classmethod
-    def check_names(cls, settings: Iterable[str]) -> None:
-        """Raises a `ValueError` where a name is no field, which the library would take for one silently."""
-        unknown = sorted(set(settings) - {*cls().to_dict(), "num_labels", "attn_implementation"})
-        if unknown:
-            raise ValueError(f"{', '.join(unknown)} is no field of {cls.__name__}.")
 
 
 class TransFGForImageClassification(ViTPreTrainedModel):
@@ -169,7 +163,16 @@ class TransFGForImageClassification(ViTPreTrainedModel):
     ) -> "TransFGForImageClassification":
         """TransFG on the weights of a pretrained ViT; position embeddings are interpolated to the overlapping grid.
 
-        Arguments and errors are those of [`MEViTForImageClassification.from_vit`], fields those of [`TransFGConfig`].
+        Args:
+            pretrained_model_name_or_path: as in [`MEViTForImageClassification.from_vit`].
+            image_size: side of the pictures in pixels, the checkpoint's by default.
+            kwargs: fields of [`TransFGConfig`] that differ from the checkpoint's.
+
+        Returns:
+            The model, float32, in eval mode.
+
+        Raises:
+            ValueError: as [`MEViTForImageClassification.from_vit`] does.
         """
         config, vit = read_vit(cls.config_class, pretrained_model_name_or_path, image_size=image_size, **kwargs)
         model = cls(config)

@@ -68,6 +68,13 @@ def test_a_machine_without_meters_is_told(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "zeus", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "zeus.monitor", SimpleNamespace(ZeusMonitor=NoMeters))
-    assert benchmark.find_energy_monitor() == (None, "zeus finds neither a GPU nor RAPL here.")
+    assert benchmark.find_energy_monitor() == (None, "zeus finds neither a GPU nor RAPL nor a board's sensor here.")
     monkeypatch.setitem(sys.modules, "zeus.monitor", SimpleNamespace(ZeusMonitor=Meter))
     assert isinstance(benchmark.find_energy_monitor()[0], Meter)
+
+
+def test_a_board_with_a_sensor_tells_all_of_its_energy():
+    board = SimpleNamespace(gpu_energy={0: 1.0}, cpu_energy=None, soc_energy=SimpleNamespace(total_energy_mj=2500.0))
+    assert benchmark._energy(board) == 2.5
+    silent = SimpleNamespace(gpu_energy={}, cpu_energy=None, soc_energy=SimpleNamespace(total_energy_mj=None))
+    assert benchmark._energy(silent) is None

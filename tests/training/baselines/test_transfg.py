@@ -143,6 +143,7 @@ def test_costs_what_was_published():
         ({"patch_stride": 5}, "patch_stride=5 skips pixels; allowed are 1 to 4"),
         ({"patch_stride": 0}, "patch_stride=0 skips pixels"),
         ({"num_hidden_layers": 1}, "num_hidden_layers=1 leaves no layer below the part layer"),
+        ({"image_size": (16, 24)}, r"image_size=\(16, 24\) is no side of a square"),
         ({"image_size": 3}, "image_size=3 is smaller than patch_size=4"),
         ({"attn_implementation": "sdpa"}, "attn_implementation='sdpa' keeps no attention probabilities"),
     ],
@@ -152,6 +153,9 @@ def test_bad_settings_get_a_message(settings, message):
         TransFGConfig(**{**TINY, **settings})
 
 
-def test_unknown_fields_are_refused():
-    with pytest.raises(ValueError, match="stride is no field of TransFGConfig"):
-        TransFGConfig.check_names({"stride": 10})
+def test_unknown_fields_are_refused(tmp_path):
+    shape = {name: value for name, value in TINY.items() if name not in ("patch_stride", "num_labels")}
+    ViTModel(ViTConfig(**shape), add_pooling_layer=False).save_pretrained(tmp_path)
+    for name, value in {"stride": 10, "dtype": torch.float16}.items():
+        with pytest.raises(ValueError, match=f"{name} is no field of TransFGConfig"):
+            TransFGForImageClassification.from_vit(str(tmp_path), **{name: value})
