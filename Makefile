@@ -6,7 +6,7 @@ VENV5 := .venv-transformers5
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(shell getconf _NPROCESSORS_ONLN)
 
-.PHONY: demo test test-transformers5 benchmark format clean
+.PHONY: demo test test-transformers5 notebooks benchmark format clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/accelerate launch $(LAUNCH) training/train.py training/configs/demo.yaml
@@ -19,6 +19,9 @@ test: $(VENV)/installed
 # What has to run on both major versions of Transformers, and checkpoints that go from one to the other.
 test-transformers5: $(VENV)/installed $(VENV5)/installed
 	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python -m pytest -m "not slow"
+
+notebooks: $(VENV)/installed
+	cd notebooks && ../$(VENV)/bin/jupyter-execute --inplace *.ipynb
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python training/benchmark.py
