@@ -21,7 +21,8 @@ test-transformers5: $(VENV)/installed $(VENV5)/installed
 	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python -m pytest -m "not slow"
 
 notebooks: $(VENV)/installed
-	cd notebooks && ../$(VENV)/bin/jupyter-execute --inplace *.ipynb
+	cd notebooks && PYTHONWARNINGS=ignore ../$(VENV)/bin/jupyter-execute --inplace *.ipynb 2> /dev/null
+	$(VENV)/bin/python tests/notebooks/without_stderr.py notebooks/*.ipynb
 
 benchmark: $(VENV)/installed
 	$(VENV)/bin/python training/benchmark.py
