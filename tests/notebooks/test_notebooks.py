@@ -49,4 +49,5 @@ def test_is_stored_with_its_output(name):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
-    assert "/home/" not in str(notebook) and "/root/" not in str(notebook)
+    # warnings name the machine that ran it
+    assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
