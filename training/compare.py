@@ -174,39 +174,38 @@ def accuracies(comparison: Comparison, model: str) -> list[dict[str, Any]]:
 
 
 def costs(comparison: Comparison) -> dict[str, dict[str, float]]:
-    """Cost of every model as its paper counts it, and as it is here, both counted on the modules that run.
-
-    The papers count whole layers, and TransFG by the product of the attention matrices.
-    """
+    """Cost of every model that is compared: [`costs_of`]."""
     config = MEViTConfig.from_pretrained(comparison.directories(OURS)[0])
-    last = config.exit_layers[-1]
-    published, here = exit_costs(config, whole_layers=True), exit_costs(config)
-    counted = {PLAIN: {"published": 1.0, "here": 1.0}}
-    counted |= {f"{OURS}_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
-    if TRANSFG in comparison.runs:
-        transfg = TransFGConfig.from_pretrained(comparison.directories(TRANSFG)[0])
-        counted[f"{TRANSFG}_{last}"] = costs_of_transfg(transfg)
-    return counted
-
-
-def costs_of_transfg(config: TransFGConfig) -> dict[str, float]:
-    """Cost with the selection of parts as published, and by the row alone."""
-    settings = config.to_dict()
-    settings.pop("model_type")
-    return {
-        name: relative_cost(TransFGForImageClassification, TransFGConfig(**{**settings, "part_selection": selection}))
-        for name, selection in (("published", "matrix_product"), ("here", "row"))
-    }
+    if TRANSFG not in comparison.runs:
+        return costs_of(config)
+    return costs_of(config, TransFGConfig.from_pretrained(comparison.directories(TRANSFG)[0]))
 
 
 def costs_at_448() -> dict[str, dict[str, float]]:
     """Cost of the models of the paper: ViT-B/16 at 448 px with 200 classes, TransFG with stride 12."""
-    config = MEViTConfig(image_size=448, num_labels=200)
+    settings = {"image_size": 448, "num_labels": 200}
+    return costs_of(MEViTConfig(**settings), TransFGConfig(**settings))
+
+
+def costs_of(config: MEViTConfig, transfg: TransFGConfig | None = None) -> dict[str, dict[str, float]]:
+    """Cost of plain ViT, every exit and TransFG as the papers count it, and as it is here, on the modules that run.
+
+    The papers count whole layers, and TransFG by the product of the attention matrices.
+    """
     published, here = exit_costs(config, whole_layers=True), exit_costs(config)
     counted = {PLAIN: {name: relative_cost(ViTForImageClassification, config) for name in ("published", "here")}}
     counted |= {f"{OURS}_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
-    transfg = TransFGConfig(image_size=448, num_labels=200)
-    return counted | {f"{TRANSFG}_{transfg.num_hidden_layers}": costs_of_transfg(transfg)}
+    if transfg is not None:
+        settings = transfg.to_dict()
+        settings.pop("model_type")
+        by = {"published": "matrix_product", "here": "row"}
+        counted[f"{TRANSFG}_{transfg.num_hidden_layers}"] = {
+            name: relative_cost(
+                TransFGForImageClassification, TransFGConfig(**{**settings, "part_selection": selection})
+            )
+            for name, selection in by.items()
+        }
+    return counted
 
 
 @torch.no_grad()
@@ -300,7 +299,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     report = _report(comparison)
     report.mkdir(parents=True, exist_ok=True)
     ours = comparison.directories(OURS)
-    model_arguments, data_arguments, _ = train.parse(next(iter(comparison.runs[OURS].values())))
+    _, data_arguments, _ = train.parse(next(iter(comparison.runs[OURS].values())))
     names = ("dataset", "image_column", "label_column", "aircraft_level", "validation_fraction")
     data = {name: getattr(data_arguments, name) for name in names}
     runs = {

@@ -6,20 +6,12 @@ import torch.nn.functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
 from modeling_mevit.cost import relative_cost
+from tests import tiny
 from training.baselines import TransFGConfig, TransFGForImageClassification
 from training.baselines.transfg import contrastive_loss, overlapping_grid, select_parts
 
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 4,
-    "patch_stride": 3,
-    "num_labels": 5,
-}
+TINY = {**{name: value for name, value in tiny.TINY.items() if name != "exit_layers"}, "patch_stride": 3}
 
 
 def tiny_transfg(**settings) -> TransFGForImageClassification:
