@@ -140,7 +140,7 @@ def class_changes(changes: np.ndarray, title: str = "") -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     colours = ["C3" if change < 0 else "C0" for change in ascending]
-    axes.bar(np.arange(len(ascending)), 100 * ascending, width=1.0, color=colours)
+    axes.bar(np.arange(len(ascending)), 100 * ascending, width=0.9, color=colours)
     axes.axhline(0, color="black", linewidth=0.8)
     lose_nothing = int((ascending >= 0).sum())
     axes.set(xlabel=f"class ({lose_nothing} of {len(ascending)} lose nothing)", ylabel="change (points)", xticks=[])
@@ -155,13 +155,14 @@ def pictures_by_exit(pictures: np.ndarray, exit_layer: np.ndarray, exit_layers: 
         pictures: (N, H, W, 3), in 0 … 1.
         exit_layer: (N,), where each left.
         exit_layers: the model's.
-        most: pictures shown of an exit.
+        most: pictures shown of an exit, taken evenly from all that left there.
     """
     figure = Figure(figsize=(1.1 * most, 1.25 * len(exit_layers)), layout="constrained")
     grid = figure.subplots(len(exit_layers), most, squeeze=False)
     for row, layer in zip(grid, exit_layers, strict=True):
         left_here = pictures[exit_layer == layer]
-        for axes, picture in zip(row, left_here, strict=False):
+        shown = np.linspace(0, len(left_here) - 1, min(most, len(left_here))).round().astype(int)
+        for axes, picture in zip(row, left_here[shown], strict=False):
             axes.imshow(picture)
         for axes in row:
             axes.set_axis_off()

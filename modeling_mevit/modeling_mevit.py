@@ -91,6 +91,19 @@ class MEViTUncertaintyPredictor(nn.Module):
         self.weight = nn.Parameter(torch.zeros(predictors, size))
         self.bias = nn.Parameter(torch.zeros(predictors))
 
+    @torch.no_grad()
+    def reset_parameters(self, std: float) -> None:
+        """Small random weights. On probabilities it starts as a function of the largest one that falls to 0.12.
+
+        Probabilities are never negative, so that while all uncertainties are large, as at the start, training raises
+        every weight alike; from there it takes long until a sure exit gets a smaller number than an unsure one.
+        """
+        nn.init.trunc_normal_(self.weight, std=std)
+        nn.init.zeros_(self.bias)
+        if self.input == "probabilities":
+            self.weight[:, 0] -= 4
+            self.bias += 2
+
     def forward(self, exit_states: Tensor, exit_logits: Tensor, exits: slice = slice(None)) -> Tensor:
         """Uncertainty (B, E) of the exits whose normalised states (B, E, d) and logits (B, E, L) are given.
 
@@ -312,8 +325,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, MEViTUncertaintyPredictor):
-            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            nn.init.zeros_(module.bias)
+            module.reset_parameters(self.config.initializer_range)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, use_safetensors=True, **kwargs):

@@ -79,7 +79,7 @@ def train_predictor(
     """A new predictor of the config's kind, after as many epochs as there are passes (taken in turn)."""
     torch.manual_seed(seed)
     predictor = MEViTUncertaintyPredictor(config)
-    torch.nn.init.trunc_normal_(predictor.weight, std=config.initializer_range)
+    predictor.reset_parameters(config.initializer_range)
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=learning_rate)
     batches = [(states, rows) for states in passes for rows in torch.randperm(len(states.labels)).split(32)]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(batches))

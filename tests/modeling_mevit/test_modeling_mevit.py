@@ -339,3 +339,22 @@ def test_the_default_config_makes_the_papers_model():
     with torch.device("meta"):
         model = MEViTForImageClassification(MEViTConfig())
     assert list(model.exits) == ["6", "7", "8", "9", "10", "11", "12"]
+
+
+def test_a_new_predictor_on_probabilities_finds_the_sure_less_uncertain():
+    config = MEViTConfig(**{**TINY, "uncertainty_input": "probabilities"})
+    predictor = MEViTForImageClassification(config).uncertainty
+    largest = torch.tensor([0.3, 0.5, 0.7, 0.9, 0.999])
+    others = (1 - largest)[:, None].expand(-1, 4) / 4
+    logits = torch.cat((others, largest[:, None]), dim=1).log()[:, None]  # (5, 1, L)
+    uncertainty = predictor(torch.zeros(5, 1, 32), logits)[:, 0]
+    assert (uncertainty.diff() < -0.04).all()
+    assert uncertainty[0] > 0.65 and uncertainty[-1] < 0.15
+
+
+def test_a_loaded_predictor_is_as_it_was_saved(tmp_path):
+    model = tiny_model(uncertainty_input="probabilities")
+    model.save_pretrained(tmp_path)
+    loaded = MEViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.uncertainty.weight, model.uncertainty.weight, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.uncertainty.bias, model.uncertainty.bias, rtol=0, atol=0)
