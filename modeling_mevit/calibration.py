@@ -79,13 +79,17 @@ def calibrate(
         confidence only.
 
     Raises:
-        ValueError: where a number is out of range, or patience should have thresholds.
+        ValueError: where a number is out of range, patience should have thresholds, or a path has no picture.
     """
     if "confidence" in promise:
         if not per_exit:
             return certified(record, policy, fixed_path(record, policy, num_labels), **promise)
         shuffled = np.random.default_rng(0).permutation(len(record))
         for_path = round(PATH_PART * len(record))
+        if not 0 < for_path < len(record):
+            raise ValueError(
+                f"{len(record)} pictures are too few: some choose thresholds per exit, others certify them."
+            )
         path = greedy_path(record.select(shuffled[:for_path]), policy)
         return certified(record.select(shuffled[for_path:]), policy, path, **promise)
     path = greedy_path(record, policy) if per_exit else shared_path(record, policy)
@@ -115,6 +119,11 @@ def turn_on(
         "measured": measured,
         "data": source,
     }
+
+
+def turn_off(config: MEViTConfig) -> None:
+    """Takes the thresholds, and what they promised, out of a model's config, and turns early exit off."""
+    config.early_exit, config.exit_thresholds, config.calibration = False, None, None
 
 
 def never_early(record: ExitRecord, policy: str) -> Setting:
@@ -270,7 +279,7 @@ def harm_p_value(harms: int, pictures: int, max_accuracy_drop: float) -> float:
     return float(binom.cdf(harms, pictures, max_accuracy_drop))
 
 
-def difference_p_value(harms: int, corrections: int, pictures: int, max_accuracy_drop: float) -> float:
+def difference_p_value(harms: float, corrections: float, pictures: float, max_accuracy_drop: float) -> float:
     """P-value of the hypothesis that the drop is above `max_accuracy_drop`, from the paired differences themselves.
 
     Let d_i be 1 where the exit taken corrects the last one, −1 where it harms, else 0, and δ the allowed drop. A
@@ -279,22 +288,34 @@ def difference_p_value(harms: int, corrections: int, pictures: int, max_accuracy
     Markov's inequality 1/K is a p-value (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
     betting", 2024, with constant bets, so that the order of the pictures does not matter).
     """
-    neutral = pictures - harms - corrections
-    drop = max_accuracy_drop
+    log_capital = _log_capital(harms, corrections, pictures, max_accuracy_drop)
+    return float(np.exp(min(0.0, np.log(len(log_capital)) - logsumexp(log_capital))))
+
+
+def _log_capital(harms: float, corrections: float, pictures: float, drop: float) -> np.ndarray:
+    """Logarithm of K(λ) for each λ of a grid, of which 0 is the first."""
     stakes = np.linspace(0, 1, 101)[:-1] / (1 - drop)  # the last one would be ruined by a single harm
-    log_capital = (
+    return (
         harms * np.log1p(stakes * (drop - 1))
-        + neutral * np.log1p(stakes * drop)
+        + (pictures - harms - corrections) * np.log1p(stakes * drop)
         + corrections * np.log1p(stakes * (drop + 1))
     )
-    return float(np.exp(min(0.0, np.log(len(stakes)) - logsumexp(log_capital))))
 
 
-def pictures_needed(harm_rate: float, max_accuracy_drop: float, confidence: float) -> int | None:
-    """The fewest pictures that certify a drop by the harm rate, if this share of them is harmed; None if none can.
+def pictures_needed(
+    harm_rate: float, max_accuracy_drop: float, confidence: float, *, bound: str = "harm", correction_rate: float = 0.0
+) -> int | None:
+    """The fewest pictures that certify a drop, if these shares of them are harmed and corrected; None if none can.
 
-    With k harms, n_k pictures are needed; k/n_k grows with k towards the allowed drop.
+    By the harm rate, k harms need n_k pictures, and k/n_k grows with k towards the allowed drop. By the difference,
+    the capital of [`difference_p_value`] grows with the pictures, each counted with the shares, or it does not grow.
     """
+    if bound == "difference":
+        if _log_capital(harm_rate, correction_rate, 1, max_accuracy_drop).max() <= 0:
+            return None
+        return _smallest(
+            lambda n: difference_p_value(harm_rate * n, correction_rate * n, n, max_accuracy_drop) <= 1 - confidence
+        )
     if harm_rate >= max_accuracy_drop:
         return None
 

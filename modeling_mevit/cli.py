@@ -3,6 +3,7 @@
 """The command `mevit`: from a trained checkpoint to one that leaves early, and what it then does."""
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,11 @@ import transformers
 import typer
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
 
-from .calibration import Certificate, pictures_needed, turn_on
+from .calibration import PATH_PART, Certificate, pictures_needed, turn_off, turn_on
 from .calibration import calibrate as calibrate_record
 from .configuration_mevit import MEViTConfig
 from .data import (
@@ -92,13 +94,12 @@ def calibrate(
         raise ValueError("--confidence is for --max-accuracy-drop; a cost is no promise.")
     if bound is not None and confidence is None:
         raise ValueError("--bound is for --confidence; without one nothing is tested.")
-    if confidence is not None and split in ("train", "all"):
-        raise ValueError(f"--split {split} has pictures that trained the model; no promise can come from them.")
+    _check_split_of_promise(confidence, split)
     for name, share in (("--max-accuracy-drop", max_accuracy_drop), ("--confidence", confidence)):
         if share is not None and not 0 <= share < 1:
             raise ValueError(f"{name} {share} is no share; allowed is 0 to below 1.")
-    destination = _destination(checkpoint, output)
     model = _load(checkpoint, device)
+    destination = _destination(checkpoint, output)
     config = model.config
     if len(config.exit_layers) < 2:
         raise ValueError(f"{checkpoint} has one exit only, {config.exit_layers}; nothing can leave early.")
@@ -118,10 +119,10 @@ def calibrate(
         promise |= {"confidence": confidence, "bound": bound or "harm"}
     per_exit = thresholds == "per-exit"
     certificate = calibrate_record(record, policy, promise, per_exit=per_exit, num_labels=config.num_labels)
-    print(calibration_report(certificate, promise))
+    print(calibration_report(certificate, promise, per_exit=per_exit))
     found = certificate.granted
     if found is None:
-        config.early_exit, config.exit_thresholds, config.calibration = False, None, None
+        turn_off(config)
     else:
         source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
         turn_on(config, found, promise, per_exit=per_exit, source=source)
@@ -160,8 +161,8 @@ def evaluate(
             raise ValueError(f"{checkpoint} is an exported cascade; --plain and --device are for checkpoints.")
         _evaluate_exported(Path(checkpoint), data, split, half, force, output, batch_size, source)
         return
-    destination = _destination(checkpoint, output)
     model = _load(checkpoint, device)
+    destination = _destination(checkpoint, output)
     rows, dataset = _pictures(model.config, checkpoint, data, split, half, **source)
     calibration = model.config.calibration
     if not force:
@@ -177,6 +178,10 @@ def evaluate(
     plain_accuracy = None
     if plain:
         plain_model = AutoModelForImageClassification.from_pretrained(plain).to(model.device).eval()
+        if len(getattr(plain_model.config, "exit_layers", [])) > 1:
+            raise ValueError(
+                f"--plain {plain} has exits on layers {plain_model.config.exit_layers}; a plain ViT has one."
+            )
         _, plain_dataset = _pictures(plain_model.config, plain, data, split, half, **source)
         plain_accuracy = results["plain_accuracy"] = accuracy_of(plain_model, plain_dataset, batch_size=batch_size)
 
@@ -237,7 +242,10 @@ def export(
     data: Annotated[
         str | None, typer.Option(help="With a lower precision: the data set that the model was trained on.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Its pictures that choose the thresholds anew.")] = "validation",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Its pictures that choose the thresholds anew; those that calibrated by default."),
+    ] = None,
     half: Half = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -255,13 +263,17 @@ def export(
     if precision and not data:
         raise ValueError(f"{precision} needs --data: training pictures for ranges, others for thresholds.")
     model = _load(checkpoint, "cpu")
-    quantization = None
+    calibration, quantization = model.config.calibration, None
     if precision:
+        if split is None:
+            source = calibration["data"] if calibration else {"split": "validation", "half": None}
+            split, half = source["split"], half or source["half"]
+        _check_split_of_promise((calibration or {"promise": {}})["promise"].get("confidence"), split)
         options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
         _, training = _pictures(model.config, checkpoint, data, "train", None, **options)
-        rows, calibration = _pictures(model.config, checkpoint, data, split, half, **options)
+        rows, calibrating = _pictures(model.config, checkpoint, data, split, half, **options)
         source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
-        quantization = Quantization(precision, training, calibration, source)
+        quantization = Quantization(precision, training, calibrating, source)
     done = export_model(
         model,
         AutoImageProcessor.from_pretrained(checkpoint),
@@ -278,7 +290,14 @@ def export(
         report = json.loads((output / "precision.json").read_text(encoding="utf-8"))
         for name, accuracy in report["accuracy"].items():
             print(f"{name}: accuracy {accuracy['float32']:.1%} in float32, {accuracy[precision]:.1%} in {precision}")
-    print(f"Everything is in {done.directory}; each float32 file gave what PyTorch gives.")
+    print(f"Everything is in {output}; each float32 file gave what PyTorch gives.")
+    if done.recalibrated:
+        print(
+            calibration_report(done.recalibrated, calibration["promise"], per_exit=calibration.get("per_exit", False))
+        )
+        if not done.recalibrated.granted:
+            print(f"Early exit is off in {output}.")
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -303,6 +322,12 @@ def benchmark(
     model = _load(checkpoint, "cpu")
     if not (model.config.early_exit and (exported / "cascade.json").is_file()):
         raise ValueError(f"{checkpoint} has to be calibrated and {exported} to hold its cascade.")
+    cascade = json.loads((exported / "cascade.json").read_text(encoding="utf-8"))
+    if not cascade["early_exit"]:
+        raise ValueError(f"the cascade in {exported} does not leave early.")
+    own = model.config.exit_policy, None if model.config.calibration is None else model.config.calibration["promise"]
+    if own != (cascade["policy"], (cascade["calibration"] or {}).get("promise")):
+        raise ValueError(f"{exported} is not of {checkpoint} as it is calibrated now; export it anew.")
     options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
     _, dataset = _pictures(model.config, checkpoint, data, split, None, **options)
     drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:pictures].tolist()
@@ -351,7 +376,7 @@ def early_exit_sentence(run: dict[str, Any]) -> str:
     )
 
 
-def calibration_report(certificate: Certificate, promise: dict[str, Any]) -> str:
+def calibration_report(certificate: Certificate, promise: dict[str, Any], *, per_exit: bool) -> str:
     """What was chosen or certified, on which evidence, and what stood against more."""
     lines = []
     found, refused = certificate.granted, certificate.refused
@@ -362,19 +387,25 @@ def calibration_report(certificate: Certificate, promise: dict[str, Any]) -> str
             f"{found.outcome.corrections} corrected: with probability {confidence:.0%} the true drop is at most "
             f"{drop:.2%}."
         )
-    if not found:
+    if not found and not confidence:
+        lines.append("Within this, no setting that lets a picture leave early is better than running to the end.")
+    if not found and confidence:
         lines.append(
             f"Nothing that saves cost can be certified for a drop of at most {drop:.2%} with probability "
             f"{confidence:.0%}."
         )
     if refused:
         outcome = refused.outcome
-        harm_rate = outcome.harms / outcome.pictures
-        needed = pictures_needed(harm_rate, drop, confidence)
+        harm_rate, correction_rate = outcome.harms / outcome.pictures, outcome.corrections / outcome.pictures
+        bound = promise["bound"]
+        needed = pictures_needed(harm_rate, drop, confidence, bound=bound, correction_rate=correction_rate)
+        if needed and per_exit:
+            needed = math.ceil(needed / (1 - PATH_PART))  # of which a part draws the path
         more = f"{needed} pictures would certify it" if needed else "no number of pictures would certify it"
         lines.append(
-            f"The first setting refused has mean cost {outcome.cost:.3f} and harms {outcome.harms} of "
-            f"{outcome.pictures} ({harm_rate:.2%}); at this harm rate {more} by the harm bound."
+            f"The first setting refused has mean cost {outcome.cost:.3f}, harms {outcome.harms} of "
+            f"{outcome.pictures} ({harm_rate:.2%}) and corrects {outcome.corrections}; at these rates {more} by the "
+            f"{bound} bound."
         )
     if found:
         outcome = found.outcome
@@ -409,6 +440,11 @@ def _pictures(
     return rows, PictureDataset(rows, evaluation_transform(image_processor))
 
 
+def _check_split_of_promise(confidence: float | None, split: str) -> None:
+    if confidence is not None and split in ("train", "all"):
+        raise ValueError(f"--split {split} has pictures that trained the model; no promise can come from them.")
+
+
 def _destination(checkpoint: str, output: Path | None) -> Path:
     if output is None and not Path(checkpoint).is_dir():
         raise ValueError(f"{checkpoint} is no directory; give --output, a directory to write to.")
@@ -423,8 +459,11 @@ def _refuse_calibrating(rows: datasets.Dataset, config: MEViTConfig, data: str, 
     seen = 0
     if fingerprint(rows) == source["sha256"]:
         seen = len(rows)
-    elif source["name"] == public_name(data):
-        calibrating = pictures_for(config.label2id, data, source["split"], half=source["half"], **options)
+    else:
+        try:
+            calibrating = pictures_for(config.label2id, data, source["split"], half=source["half"], **options)
+        except ValueError:
+            return  # another data set, without such a split
         if fingerprint(calibrating) == source["sha256"]:
             seen = len(set(picture_keys(rows)) & set(picture_keys(calibrating)))
     if seen:
@@ -459,7 +498,7 @@ def _evaluate_exported(
         f"{run['pictures']} pictures in ONNX Runtime: accuracy {run['accuracy']:.1%} (model.onnx "
         f"{run['accuracy_of_last_exit']:.1%}), mean cost {run['cost']:.3f}, time {run['time']:.2f} of model.onnx "
         f"({run['pictures_per_second']:.1f} against {run['full_pictures_per_second']:.1f} pictures a second). "
-        f"Left: {left}."
+        f"Left: {left}. {run['borderline']} had a score within 1e-4 of a threshold and may leave elsewhere in PyTorch."
     )
     results = {"data": {"name": public_name(data), "split": split, "half": half}, **run, "machine": machine()}
     destination = output or directory
@@ -499,9 +538,11 @@ def _repeat_options(arguments: list[str]) -> list[str]:
     """`--exits 6 9 12` written as `--exits 6 --exits 9 --exits 12`, which is how the parser takes lists."""
     repeated: list[str] = []
     is_exit = False
-    for argument in arguments:
+    for place, argument in enumerate(arguments):
         if argument == "--exits":
             is_exit = True
+            if not arguments[place + 1 : place + 2] or not arguments[place + 1].isdigit():
+                raise ValueError("--exits needs layer numbers, such as --exits 6 9 12.")
         elif is_exit and argument.isdigit():
             repeated += ["--exits", argument]
         else:
@@ -515,7 +556,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     try:
         app(_repeat_options(sys.argv[1:]))
-    except (ValueError, OSError, HFValidationError) as error:
+    except (ValueError, OSError, HFValidationError, SafetensorError) as error:
         sys.exit(f"mevit: error: {error}")
 
 

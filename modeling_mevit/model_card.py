@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model card of a trained checkpoint: data, recipe, results of every exit, and how to load it."""
 
+import re
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -222,9 +223,10 @@ thresholds, on {machine["accelerator"] or machine["cpu"]} ({machine["threads"]} 
 
 def section_of(card: str, heading: str) -> str | None:
     """The section under a heading, as [`with_section`] put it in; None where there is none."""
-    if f"{heading}\n" not in card:
+    found = re.search(rf"^{re.escape(heading)}\n", card, flags=re.MULTILINE)
+    if not found:
         return None
-    start = card.index(f"{heading}\n")
+    start = found.start()
     end = card.find("\n## ", start)
     return card[start:end] if end >= 0 else card[start:]
 

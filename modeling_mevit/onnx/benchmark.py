@@ -95,7 +95,7 @@ def find_energy_monitor() -> tuple[Any, str | None]:
     try:
         from zeus.monitor import ZeusMonitor
     except ImportError:
-        return None, "zeus is not installed (pip install zeus)."
+        return None, "zeus is not installed (it comes with the extra packages of mevit[energy])."
     try:
         monitor = ZeusMonitor()
         monitor.begin_window("probe")

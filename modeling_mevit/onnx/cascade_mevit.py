@@ -22,13 +22,21 @@ import numpy as np
 import onnxruntime
 
 
+BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
+
+
 class Cascade:
     """An exported cascade, whose later stages run on the pictures that go on alone.
 
     Args:
         directory: of the export.
-        providers: ONNX Runtime's execution providers, in order of preference; the CPU by default.
+        providers: ONNX Runtime's execution providers, in order of preference, as names or (name, options); the CPU by
+            default.
         threads: of one operator; ONNX Runtime's choice by default.
+
+    Attributes:
+        borderline: how many of the pictures that ran so far had, at an exit that they reached, a score within 1e-4 of
+            its threshold. Another runtime may let these leave at another exit.
 
     Raises:
         ValueError: where a file is missing or cannot be read, or a provider is not installed.
@@ -40,10 +48,12 @@ class Cascade:
         if not description.is_file():
             raise ValueError(f"{directory} is no exported cascade; it has no cascade.json.")
         self.config = json.loads(description.read_text(encoding="utf-8"))
+        providers = [providers] if isinstance(providers, str) else list(providers)
         installed = onnxruntime.get_available_providers()
-        missing = [provider for provider in providers if provider not in installed]
-        if missing:
-            raise ValueError(f"provider {missing[0]} is not installed; these are: {', '.join(installed)}.")
+        for provider in providers:
+            name = provider if isinstance(provider, str) else provider[0]
+            if name not in installed:
+                raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
 
         _share_one_allocator()
         options = onnxruntime.SessionOptions()
@@ -54,32 +64,36 @@ class Cascade:
 
         def session(file):
             try:
-                return onnxruntime.InferenceSession(str(directory / file), options, providers=list(providers))
+                return onnxruntime.InferenceSession(str(directory / file), options, providers=providers)
             except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
                 raise ValueError(f"{directory / file} is missing or damaged: {error}") from error
 
         self.stages = [(session(stage["stage"]), session(stage["rows"])) for stage in self.config["stages"]]
         self.exit_layers = [stage["exit_layer"] for stage in self.config["stages"]]
+        self.borderline = 0
 
     def __call__(self, pixel_values, early_exit=None, exit_thresholds=None):
         """Classifies pictures.
 
         Args:
             pixel_values: (B, C, H, W), float32, as `preprocess` gives them.
-            early_exit: whether pictures leave early; by default where the export has thresholds (or patience).
+            early_exit: whether pictures leave early; what cascade.json says by default.
             exit_thresholds: one number, or one for each exit but the last; the export's by default.
 
         Returns:
             logits (B, L), float32, of the exit that each picture took, and exit_layer (B,), int64.
 
         Raises:
-            ValueError: where pictures have another shape or type, or there are no thresholds.
+            ValueError: where pictures have another shape or type, or thresholds are missing, of the wrong number, NaN,
+                or given to a run that does not leave early.
         """
+        pixel_values = self._checked(pixel_values)
         thresholds = self._thresholds(early_exit, exit_thresholds)
         last = len(self.stages) - 1
         labels_so_far = []  # of all pictures, for patience
         logits_of_all = np.zeros((len(pixel_values), len(self.config["labels"])), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
+        is_borderline = np.zeros(len(pixel_values), dtype=bool)
 
         def leaves(place, samples, answers):
             logits = answers["logits"]
@@ -94,11 +108,13 @@ class Cascade:
                 mask = agree & (len(recent) == self.config["patience"])
             else:
                 mask = answers["score"] < np.float32(thresholds[place])
+                is_borderline[samples] |= np.abs(answers["score"] - thresholds[place]) < BORDERLINE
             logits_of_all[samples[mask]] = logits[mask]
             exit_layer[samples[mask]] = self.exit_layers[place]
             return mask
 
         self._walk(pixel_values, leaves)
+        self.borderline += int(is_borderline.sum())
         return logits_of_all, exit_layer
 
     def every_exit(self, pixel_values):
@@ -107,6 +123,12 @@ class Cascade:
         Raises:
             ValueError: where pictures have another shape or type.
         """
+        pixel_values = self._checked(pixel_values)
+        has_scores = self.config["policy"] != "patience"
+        if not len(pixel_values):
+            exits = len(self.stages)
+            logits = np.zeros((0, exits, len(self.config["labels"])), dtype=np.float32)
+            return logits, np.zeros((0, exits), dtype=np.float32) if has_scores else None
         given = []
 
         def leaves(place, samples, answers):
@@ -115,11 +137,11 @@ class Cascade:
 
         self._walk(pixel_values, leaves)
         logits = np.stack([answers["logits"] for answers in given], axis=1)
-        return logits, np.stack([a["score"] for a in given], axis=1) if "score" in given[0] else None
+        return logits, np.stack([answers["score"] for answers in given], axis=1) if has_scores else None
 
     def _walk(self, pixel_values, leaves):
         """Takes pictures from stage to stage. `leaves(place, samples, answers)` says which of them leave there."""
-        state = self._checked(pixel_values)
+        state = pixel_values
         samples = np.arange(len(state))  # which pictures are still in the batch
         for place, (stage, rows) in enumerate(self.stages):
             if not len(samples):
@@ -144,16 +166,18 @@ class Cascade:
 
         settings = self.config["preprocessing"]
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
-        crop_height, crop_width = settings["crop"]
         batch = []
         for picture in pictures:
             if not isinstance(picture, Image.Image):
                 picture = Image.open(picture)
             picture = ImageOps.exif_transpose(picture).convert("RGB")
-            height, width = settings["resize"]
-            picture = picture.resize((width, height), resample=settings["resample"])
-            left, top = (width - crop_width) // 2, (height - crop_height) // 2
-            picture = picture.crop((left, top, left + crop_width, top + crop_height))
+            if settings["resize"]:
+                height, width = settings["resize"]
+                picture = picture.resize((width, height), resample=settings["resample"])
+            if settings["crop"]:
+                height, width = settings["crop"]
+                left, top = (picture.width - width) // 2, (picture.height - height) // 2
+                picture = picture.crop((left, top, left + width, top + height))
             pixels = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings["rescale"])
             batch.append((pixels - mean) / std)
         return np.stack(batch)
@@ -174,8 +198,10 @@ class Cascade:
         calibrated = self.config["thresholds"]
         is_patience = self.config["policy"] == "patience"
         if early_exit is None:
-            early_exit = given is not None or self.config["early_exit"]
+            early_exit = self.config["early_exit"]
         if not early_exit:
+            if given is not None:
+                raise ValueError("exit_thresholds are for early_exit=True; without it no picture leaves early.")
             return None
         if is_patience:
             if given is not None:
@@ -188,12 +214,15 @@ class Cascade:
         thresholds = [float(given)] * early if np.isscalar(given) else [float(one) for one in given]
         if len(thresholds) != early:
             raise ValueError(f"{len(thresholds)} exit_thresholds do not fit {early} early exits.")
+        if any(np.isnan(thresholds)):
+            raise ValueError(f"exit_thresholds={thresholds} hold NaN, which no score is under.")
         return thresholds
 
 
 def _run(session, inputs):
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs), strict=True))
+    values = session.run(names, inputs)
+    return {name: values[place] for place, name in enumerate(names)}
 
 
 def _run_rows(session, hidden_rows, normed_rows, keys, values):
@@ -225,9 +254,16 @@ def main(arguments):
     if len(arguments) < 2:
         sys.exit("usage: python cascade_mevit.py DIRECTORY picture.jpg …")
     directory, *files = arguments
-    cascade = Cascade(directory)
+    try:
+        cascade = Cascade(directory)
+    except ValueError as error:
+        sys.exit(f"cascade_mevit.py: error: {error}")
     for file in files:
-        logits, exit_layer = cascade(cascade.preprocess([file]))
+        try:
+            pixel_values = cascade.preprocess([file])
+        except OSError as error:  # also of a file that is no picture
+            sys.exit(f"cascade_mevit.py: error: {error}")
+        logits, exit_layer = cascade(pixel_values)
         probabilities = np.exp(logits[0] - logits[0].max())
         probabilities /= probabilities.sum()
         label = int(probabilities.argmax())

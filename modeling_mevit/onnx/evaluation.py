@@ -23,7 +23,8 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
         batch_size: pictures at a time.
 
     Returns:
-        `pictures`, `accuracy`, `accuracy_of_last_exit` (of `model.onnx`), `cost`, `left_at`, `pictures_per_second`,
+        `pictures`, `accuracy`, `accuracy_of_last_exit` (of `model.onnx`), `cost`, `left_at`, `borderline` (how many
+        had a score within 1e-4 of a threshold, so that PyTorch may have them leave elsewhere), `pictures_per_second`,
         `full_pictures_per_second` (of `model.onnx`) and `time`, relative to it.
 
     Raises:
@@ -33,7 +34,10 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
         raise ValueError(f"{directory} has no model.onnx to compare with; export the last exit too.")
     cascade = Cascade(directory)
     if not cascade.config["early_exit"]:
-        raise ValueError(f"{directory} does not leave early: the model was not calibrated, or --no-early-exit given.")
+        raise ValueError(
+            f"{directory} does not leave early: the model was not calibrated, nothing could be certified in a lower "
+            f"precision, or --no-early-exit was given."
+        )
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # they take turns
     full = onnxruntime.InferenceSession(directory / "model.onnx", options, providers=["CPUExecutionProvider"])
@@ -43,6 +47,7 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
         pictures, labels = batch["pixel_values"].numpy(), batch["labels"].numpy()
         if number == 0:  # what the first call of each sets up is not counted
             cascade(pictures), full.run(["logits"], {"pixel_values": pictures})
+            cascade.borderline = 0
         start = time.perf_counter()
         logits, exit_layer = cascade(pictures)
         middle = time.perf_counter()
@@ -59,6 +64,7 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
         "accuracy_of_last_exit": float(np.concatenate(right_at_last).mean()),
         "cost": float(np.mean([costs[layer] for layer in taken])),
         "left_at": {str(layer): int((taken == layer).sum()) for layer in costs},
+        "borderline": cascade.borderline,
         "pictures_per_second": len(taken) / seconds,
         "full_pictures_per_second": len(taken) / full_seconds,
         "time": seconds / full_seconds,

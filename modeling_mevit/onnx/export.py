@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export of a trained model: a file for each exit, and the cascade, each compared with PyTorch before it counts."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from optimum.exporters.onnx import export_models, validate_model_outputs
+from PIL import Image
 from transformers import BaseImageProcessor
 
+from ..calibration import Certificate
+from ..configuration_mevit import MEViTConfig
 from ..cost import early_exit_costs
 from ..modeling_mevit import MEViTForImageClassification
 from . import cascade_mevit
@@ -37,10 +41,12 @@ class Export:
     Args:
         directory: of the files.
         files: name → size in bytes, of every graph.
+        recalibrated: what choosing the thresholds anew gave in a lower precision, None where it was not done.
     """
 
     directory: Path
     files: dict[str, int]
+    recalibrated: Certificate | None = None
 
 
 def export(
@@ -57,7 +63,8 @@ def export(
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
     Everything is written to `output.partial` and renamed when every file gave the same outputs as PyTorch, within
-    1e-4; where one did not, it is renamed to `output.failed`.
+    1e-4; where one did not, it is renamed to `output.failed`. An export that is interrupted is removed; what is left
+    of one that was killed has no config, so that it does not load.
 
     Args:
         model: in float32.
@@ -70,10 +77,11 @@ def export(
         quantization: what to lower the precision with, once the float32 files are right.
 
     Raises:
-        ValueError: where the model has not what is asked for, or `output` holds something.
+        ValueError: where the model has not what is asked for, the runtime cannot prepare pictures as the image
+            processor does, or `output` holds something.
         ExportError: where a file's outputs differ from PyTorch's.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     config = model.config
     exits = list(config.exit_layers) if exits is None else sorted(set(exits))
     unknown = [layer for layer in exits if layer not in config.exit_layers]
@@ -81,8 +89,17 @@ def export(
         raise ValueError(f"exits={exits} are not all exits of this model; it has {config.exit_layers}.")
     if opset not in OPSETS:
         raise ValueError(f"opset={opset} cannot be exported; allowed are {OPSETS.start} to {OPSETS.stop - 1}.")
+    if cascade:
+        preprocessing_of(image_processor, _height_and_width(config))  # says what it cannot do
+        if len(config.exit_layers) < 2:
+            raise ValueError(f"the model has one exit only, {config.exit_layers}; a cascade needs an early one.")
     if cascade and early_exit:
         config.thresholds_of_early_exits()  # says that it has none
+        if quantization and config.exit_policy != "patience" and config.calibration is None:
+            raise ValueError(
+                "the thresholds were set by hand, and scores move in a lower precision; "
+                "calibrate the model first, or export without early exit."
+            )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty.")
 
@@ -93,36 +110,46 @@ def export(
             graphs[f"stage_{layer}.onnx"] = StageGraph(model, layer)
             graphs[f"rows_{layer}.onnx"] = RowsGraph(model, layer)
 
-    def write(directory: Path) -> None:
-        config.save_pretrained(directory)
-        image_processor.save_pretrained(directory)
+    def write(directory: Path) -> Certificate | None:
+        written, recalibrated = copy.deepcopy(config), None
         _export_and_compare(graphs, directory, opset)
         if cascade:
             description = cascade_description(model, image_processor, early_exit)
             (directory / "cascade.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             shutil.copy(cascade_mevit.__file__, directory)
             compare_cascade(model, directory)
+            compare_preprocessing(image_processor, directory)
         if quantization:
-            quantization.apply(directory)
+            recalibrated = quantization.apply(directory, written)
+        image_processor.save_pretrained(directory)
+        written.save_pretrained(directory)
+        return recalibrated
 
-    write_whole(output, write)
-    return Export(output, {name: (output / name).stat().st_size for name in graphs})
+    recalibrated = write_whole(output, write)
+    return Export(output, {name: (output / name).stat().st_size for name in graphs}, recalibrated)
 
 
-def write_whole(output: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with `output.partial` and renames it to `output` at its end, or to `output.failed`."""
+def write_whole(output: Path, write: Callable[[Path], Any]) -> Any:
+    """Calls `write` with `output.partial` and renames it to `output` at its end; returns what it returned.
+
+    After an [`ExportError`] it is renamed to `output.failed`, after anything else that stops `write` removed.
+    """
     partial, failed = (output.with_name(f"{output.name}.{state}") for state in ("partial", "failed"))
     for left_over in (partial, failed):
         shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write(partial)
+        result = write(partial)
     except ExportError as error:
         partial.rename(failed)
         raise ExportError(f"{error} What was written is in {failed}.") from error
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
     if output.exists():
         output.rmdir()  # empty, or this fails
     partial.rename(output)
+    return result
 
 
 def cascade_description(
@@ -131,7 +158,7 @@ def cascade_description(
     """What `cascade.json` holds: all that the runtime has to know."""
     config = model.config
     costs = early_exit_costs(config)
-    size = config.image_size
+    height, width = _height_and_width(config)
     has_thresholds = config.exit_thresholds is not None and config.exit_policy != "patience"
     return {
         "stages": [
@@ -140,6 +167,11 @@ def cascade_description(
                 "stage": f"stage_{layer}.onnx",
                 "rows": f"rows_{layer}.onnx",
                 "cost": costs[layer],
+                **{
+                    f"{direction}_of_{kind}": list(getattr(graph, f"axes_of_{direction}"))
+                    for kind, graph in (("stage", StageGraph(model, layer)), ("rows", RowsGraph(model, layer)))
+                    for direction in ("inputs", "outputs")
+                },
             }
             for layer in config.exit_layers
         ],
@@ -150,28 +182,85 @@ def cascade_description(
         "calibration": config.calibration,
         "labels": [config.id2label[label] for label in range(config.num_labels)],
         "channels": config.num_channels,
-        "image_size": [size, size] if isinstance(size, int) else list(size),
-        "preprocessing": {
-            "resize": [image_processor.size["height"], image_processor.size["width"]],
-            "resample": int(image_processor.resample),
-            "crop": [image_processor.crop_size["height"], image_processor.crop_size["width"]],
-            "rescale": image_processor.rescale_factor,
-            "mean": list(image_processor.image_mean),
-            "std": list(image_processor.image_std),
-        },
+        "image_size": [height, width],
+        "preprocessing": preprocessing_of(image_processor, (height, width)),
     }
+
+
+def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int]) -> dict[str, Any]:
+    """What the runtime does to a picture: `resize` and `crop` (height and width, or None), then the values.
+
+    Raises:
+        ValueError: where the image processor does something else, or its pictures are not of the model's `size`.
+    """
+
+    def sides(name: str) -> list[int]:
+        given = dict(getattr(image_processor, name))
+        if set(given) != {"height", "width"}:
+            raise ValueError(
+                f"the image processor's {name}={given} cannot be exported with a cascade; it needs height and width."
+            )
+        return [given["height"], given["width"]]
+
+    resize = sides("size") if image_processor.do_resize else None
+    crop = sides("crop_size") if getattr(image_processor, "do_center_crop", False) else None
+    if (crop or resize) != list(size):
+        raise ValueError(f"the image processor makes pictures of {crop or resize}; the model needs {list(size)}.")
+    channels = 3
+    normalizes = image_processor.do_normalize
+    return {
+        "resize": resize,
+        "resample": int(image_processor.resample),
+        "crop": crop,
+        "rescale": image_processor.rescale_factor if image_processor.do_rescale else 1.0,
+        "mean": list(image_processor.image_mean) if normalizes else [0.0] * channels,
+        "std": list(image_processor.image_std) if normalizes else [1.0] * channels,
+    }
+
+
+def compare_preprocessing(image_processor: BaseImageProcessor, directory: Path) -> None:
+    """Has the runtime of an export and the image processor read a picture of noise.
+
+    Raises:
+        ExportError: where they differ by more than half a grey level on average.
+    """
+    pixels = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    cascade = cascade_mevit.Cascade(directory)
+    expected = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"])
+    settings = cascade.config["preprocessing"]
+    grey_level = settings["rescale"] / min(settings["std"])
+    difference = np.abs(cascade.preprocess([picture]) - expected).mean()
+    if not difference <= grey_level / 2:
+        raise ExportError(
+            f"the runtime prepares pictures otherwise than the image processor: they differ by "
+            f"{difference / grey_level:.1f} grey levels on average."
+        )
+
+
+def _height_and_width(config: MEViTConfig) -> tuple[int, int]:
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 @torch.no_grad()
 def compare_cascade(model: MEViTForImageClassification, directory: Path, tolerance: float = TOLERANCE) -> None:
-    """Runs an exported cascade to its end, on noise, and compares the logits of every exit with PyTorch's.
+    """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where pictures leave.
+
+    They leave under thresholds in the midst of their scores, so that some go on at every exit.
 
     Raises:
-        ExportError: where they differ by more than `tolerance`.
+        ExportError: where logits differ by more than `tolerance`, or a picture leaves elsewhere, unless one of its
+            scores is borderline.
     """
-    pixel_values = ExitGraph(model, model.config.exit_layers[-1]).dummy_inputs()["pixel_values"]
-    expected = model(pixel_values, early_exit=False).exit_logits.numpy()  # (B, E, L)
-    logits, _ = cascade_mevit.Cascade(directory).every_exit(pixel_values.numpy())
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    # not the batch size that the graphs were traced with
+    pixel_values = torch.randn(8, config.num_channels, *_height_and_width(config), generator=generator)
+    outputs = model(pixel_values, early_exit=False)
+    expected = outputs.exit_logits.numpy()  # (B, E, L)
+    cascade = cascade_mevit.Cascade(directory)
+    logits, _ = cascade.every_exit(pixel_values.numpy())
     differences = np.abs(logits - expected).max((0, 2))
     for layer, difference in zip(model.config.exit_layers, differences, strict=True):
         if not difference <= tolerance:
@@ -179,6 +268,17 @@ def compare_cascade(model: MEViTForImageClassification, directory: Path, toleran
                 f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e}; "
                 f"allowed is {tolerance}."
             )
+    thresholds, borderline = None, np.zeros(len(pixel_values), dtype=bool)
+    if config.exit_policy != "patience":
+        scores = outputs.exit_scores[:, :-1].double().numpy()
+        thresholds = np.median(scores, axis=0).tolist()
+        borderline = (np.abs(scores - thresholds) < cascade_mevit.BORDERLINE).any(1)
+    elsewhere = (
+        cascade(pixel_values.numpy(), early_exit=True, exit_thresholds=thresholds)[1]
+        != model(pixel_values, early_exit=True, exit_thresholds=thresholds).exit_layer.numpy()
+    ) & ~borderline
+    if elsewhere.any():
+        raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} pictures leave the cascade at another exit.")
 
 
 def _export_and_compare(graphs: dict[str, Graph], directory: Path, opset: int) -> None:

@@ -24,7 +24,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..calibration import Certificate, calibrate, turn_on
+from ..calibration import Certificate, calibrate, turn_off, turn_on
 from ..configuration_mevit import MEViTConfig
 from ..exit_record import ExitRecord
 from .cascade_mevit import Cascade
@@ -55,26 +55,37 @@ class Quantization:
     reduce_range: bool | None = None
     training_pictures: int = 128
 
-    def apply(self, directory: Path) -> None:
-        """Lowers the precision of a float32 export in place, and writes `precision.json`: what that costs."""
+    def apply(self, directory: Path, config: MEViTConfig) -> Certificate | None:
+        """Lowers the precision of a float32 export in place, and writes `precision.json`: what that costs.
+
+        Args:
+            directory: of the export.
+            config: of the model; it gets the new thresholds, or none where early exit cannot be kept.
+
+        Returns:
+            What [`recalibrate`] found, None where there was nothing to calibrate.
+        """
         before = accuracies(directory, self.calibration)
         drawn = np.random.default_rng(0).permutation(len(self.training))[: self.training_pictures]
         pictures = [self.training[int(index)]["pixel_values"][None].numpy() for index in drawn]
         convert(directory, self.precision, pictures, reduce_range=self.reduce_range)
         after = accuracies(directory, self.calibration)
         found = None
-        is_cascade = (directory / "cascade.json").is_file()
-        if is_cascade and MEViTConfig.from_pretrained(directory).calibration:
+        if config.calibration and (directory / "cascade.json").is_file():
             alone = 1 if self.precision == "int8-dynamic" else 32  # as the edge will run it
             record = record_cascade(Cascade(directory), self.calibration, batch_size=alone)
-            found = recalibrate(directory, record, self.source)
+            found = recalibrate(directory, config, record, self.source)
+        elif config.exit_policy != "patience":
+            turn_off(config)  # thresholds are of float32 scores
         report = {
             "precision": self.precision,
             "pictures": len(self.calibration),
             "accuracy": {name: {"float32": before[name], self.precision: after[name]} for name in before},
             "early_exit": asdict(found.granted.outcome) if found and found.granted else None,
+            "refused": asdict(found.refused.outcome) if found and found.refused else None,
         }
         (directory / "precision.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        return found
 
 
 def convert(
@@ -152,18 +163,18 @@ def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) 
     )
 
 
-def recalibrate(directory: Path, record: ExitRecord, source: dict[str, Any]) -> Certificate:
+def recalibrate(directory: Path, config: MEViTConfig, record: ExitRecord, source: dict[str, Any]) -> Certificate:
     """Chooses the thresholds of an exported cascade anew, for the promise that the model was calibrated for.
 
     Args:
-        directory: of the export; its cascade.json and config.json are rewritten.
+        directory: of the export; its cascade.json is rewritten.
+        config: of the model, calibrated; it is changed.
         record: of the cascade on calibration pictures.
         source: what describes those pictures.
 
     Returns:
         What was found. Where nothing is granted, early exit is off in the export.
     """
-    config = MEViTConfig.from_pretrained(directory)
     before = config.calibration
     found = calibrate(
         record,
@@ -175,15 +186,14 @@ def recalibrate(directory: Path, record: ExitRecord, source: dict[str, Any]) -> 
     if found.granted:
         turn_on(config, found.granted, before["promise"], per_exit=before.get("per_exit", False), source=source)
     else:
-        config.early_exit, config.exit_thresholds, config.calibration = False, None, None
-    config.save_pretrained(directory)
+        turn_off(config)
 
     file = directory / "cascade.json"
     description = json.loads(file.read_text(encoding="utf-8"))
     description |= {
         "thresholds": config.exit_thresholds,
         "patience": config.patience,
-        "early_exit": config.early_exit,
+        "early_exit": description["early_exit"] and config.early_exit,
         "calibration": config.calibration,
     }
     file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")

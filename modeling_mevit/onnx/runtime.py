@@ -35,6 +35,8 @@ class MEViTCascade:
         Raises:
             ValueError: where a file is missing or cannot be read, or a provider is not installed.
         """
+        if not Path(directory, "config.json").is_file():  # which is written last
+            raise ValueError(f"{directory} is no finished export; it has no config.json.")
         return cls(Cascade(directory, providers, threads), MEViTConfig.from_pretrained(directory))
 
     def __call__(
@@ -43,7 +45,24 @@ class MEViTCascade:
         early_exit: bool | None = None,
         exit_thresholds: Sequence[float] | float | None = None,
     ) -> MEViTOutput:
-        """Classifies pictures (B, C, H, W), float32: `logits` (B, L) and `exit_layer` (B,) of the exits taken."""
-        pictures = pixel_values.cpu().numpy() if isinstance(pixel_values, Tensor) else pixel_values
-        logits, exit_layer = self.cascade(pictures, early_exit, exit_thresholds)
-        return MEViTOutput(logits=torch.from_numpy(logits), exit_layer=torch.from_numpy(exit_layer))
+        """Classifies pictures (B, C, H, W).
+
+        Returns:
+            With early exit `logits` (B, L) and `exit_layer` (B,) of the exits taken, else the last exit's `logits`,
+            every exit's `exit_logits` (B, E, L) and `exit_scores` (B, E).
+
+        Raises:
+            ValueError: what [`Cascade`] raises.
+        """
+        pictures = pixel_values.cpu().float().numpy() if isinstance(pixel_values, Tensor) else pixel_values
+        if early_exit is None:
+            early_exit = self.cascade.config["early_exit"]
+        if early_exit or exit_thresholds is not None:  # thresholds without early exit are refused there
+            logits, exit_layer = self.cascade(pictures, early_exit, exit_thresholds)
+            return MEViTOutput(logits=torch.from_numpy(logits), exit_layer=torch.from_numpy(exit_layer))
+        exit_logits, scores = self.cascade.every_exit(pictures)
+        return MEViTOutput(
+            logits=torch.from_numpy(exit_logits[:, -1]),
+            exit_logits=torch.from_numpy(exit_logits),
+            exit_scores=None if scores is None else torch.from_numpy(scores),
+        )

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import binom
 
 from modeling_mevit.calibration import (
+    Certificate,
     calibrate,
     certified,
     difference_p_value,
@@ -130,6 +131,12 @@ def test_pictures_needed():
     fewer = range(1, needed)
     assert not any(harm_p_value(math.ceil(0.005 * pictures), pictures, 0.01) <= 0.05 for pictures in fewer)
 
+    rates = {"bound": "difference", "correction_rate": 0.02}
+    needed = pictures_needed(0.025, 0.01, 0.95, **rates)
+    assert difference_p_value(0.025 * needed, 0.02 * needed, needed, 0.01) <= 0.05
+    assert difference_p_value(0.025 * (needed - 1), 0.02 * (needed - 1), needed - 1, 0.01) > 0.05
+    assert pictures_needed(0.03, 0.01, 0.95, **rates) is None
+
 
 @pytest.mark.parametrize("bound", ["harm", "difference"])
 @pytest.mark.parametrize("split_off", [False, True])
@@ -190,21 +197,28 @@ def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, co
     assert bound == "difference" or searched > 66
 
 
-def test_the_difference_bound_needs_no_minimum_of_pictures():
-    rng = np.random.default_rng(0)
-    last = rng.random(100) < 0.8
-    predictions = np.stack([np.ones(100, dtype=bool), last], axis=1).astype(np.int64)  # corrects, never harms
-    record = ExitRecord(
-        [6, 12],
-        np.array([0.5, 1.0]),
-        np.ones(100, dtype=np.int64),
-        predictions,
-        {"margin": np.zeros((100, 2), np.float32)},
-    )
-    promise = {"max_accuracy_drop": 0.01, "confidence": 0.95}
-    assert certified(record, "margin", [[0.5]], **promise, bound="difference").granted.setting == [0.5]
-    by_harm = certified(record, "margin", [[0.5]], **promise, bound="harm")
-    assert by_harm.granted is None and by_harm.refused.outcome.harms == 0
+@pytest.mark.parametrize(("bound", "fewest"), [("harm", 299), ("difference", 452)])
+def test_fewer_pictures_than_a_bound_needs_certify_nothing(bound, fewest):
+    """The first settings of the path let no picture go, so that nothing is corrected there."""
+    promise = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": bound}
+
+    def granted(pictures: int) -> Certificate:
+        last = np.arange(pictures) % 5 > 0
+        predictions = np.stack([np.ones(pictures, dtype=bool), last], axis=1).astype(np.int64)  # never harms
+        scores = {"margin": np.full((pictures, 2), 0.1, np.float32)}
+        record = ExitRecord([6, 12], np.array([0.5, 1.0]), np.ones(pictures, dtype=np.int64), predictions, scores)
+        return calibrate(record, "margin", promise, per_exit=False, num_labels=2)
+
+    assert pictures_needed(0.0, 0.01, 0.95, bound=bound) == fewest
+    refused = granted(fewest - 1)
+    assert refused.granted is None and refused.refused.outcome.harms == 0
+    assert granted(fewest).granted.outcome.cost == 0.5
+
+
+def test_too_few_pictures_for_thresholds_per_exit():
+    promise = {"max_accuracy_drop": 0.1, "confidence": 0.9}
+    with pytest.raises(ValueError, match="1 pictures are too few"):
+        calibrate(synthetic(1, seed=0), "confidence", promise, per_exit=True, num_labels=2)
 
 
 def test_nothing_is_granted_where_no_picture_leaves():

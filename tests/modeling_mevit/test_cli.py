@@ -78,7 +78,25 @@ def test_says_how_many_pictures_would_certify(mevit, checkpoint, photos):
     promise = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
     code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
     assert code == 1 and "Nothing that saves cost can be certified" in out
-    assert "harms 0 of 80 (0.00%); at this harm rate 299 pictures would certify it by the harm bound" in out
+    assert (
+        "harms 0 of 80 (0.00%) and corrects 0; at these rates 299 pictures would certify it by the harm bound" in out
+    )
+    assert config_of(checkpoint)["early_exit"] is False
+    _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--bound", "difference")
+    assert "452 pictures would certify it by the difference bound" in out
+    _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--thresholds", "per-exit")
+    assert "harms 0 of 53" in out and "449 pictures would certify it" in out  # 299 are two thirds of them
+
+
+@pytest.mark.parametrize("budget", [("--max-cost", "1"), ("--max-accuracy-drop", "0")])
+def test_says_where_running_to_the_end_is_best(mevit, checkpoint, photos, budget):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.9")
+    weights = load_file(checkpoint / "model.safetensors")
+    for layer in ("2", "3"):
+        weights[f"exits.{layer}.classifier.weight"] *= -1
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *budget, "--policy", "confidence")
+    assert code == 1 and "no setting that lets a picture leave early is better than running to the end" in out
     assert config_of(checkpoint)["early_exit"] is False
 
 
@@ -119,10 +137,12 @@ def test_the_pictures_that_calibrated_do_not_evaluate(mevit, checkpoint, photos,
     assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--force")[0] == 0
 
 
-def test_nor_do_sets_that_hold_some_of_them(mevit, checkpoint, photos):
+def test_nor_do_sets_that_hold_some_of_them(mevit, checkpoint, photos, tmp_path):
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--split", "test", "--half", "first")
     code, _ = mevit("evaluate", checkpoint, "--data", photos)
     assert code.startswith("mevit: error: 20 of these 40 pictures chose the thresholds")
+    moved = shutil.copytree(photos, tmp_path / "elsewhere")
+    assert "20 of these 40 pictures chose" in mevit("evaluate", checkpoint, "--data", moved)[0]
     assert mevit("evaluate", checkpoint, "--data", photos, "--half", "second")[0] == 0
 
 
@@ -175,6 +195,7 @@ def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos
     MEViTForImageClassification.from_pretrained(checkpoint).truncate(2).save_pretrained(tmp_path / "one")
     shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
     assert "has one exit only" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
+    assert "a plain ViT has one" in mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint)[0]
 
     weights_before = (checkpoint / "model.safetensors").read_bytes()
     weights = load_file(checkpoint / "model.safetensors")
@@ -185,6 +206,9 @@ def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos
     )
     code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
     assert "lacks 2 weights, first uncertainty.bias. It has no uncertainty predictor." in code
+    (checkpoint / "model.safetensors").write_bytes(weights_before[:1000])
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
+    assert code.startswith("mevit: error: ") and "\n" not in code
     unseen = shutil.copytree(photos, tmp_path / "unseen")
     (unseen / "train" / "ochre").mkdir()
     (unseen / "validation" / "ochre").mkdir()

@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from modeling_mevit.model_card import model_card
+from modeling_mevit.model_card import model_card, with_section
 
 
 METRICS = {
@@ -57,3 +57,11 @@ def test_what_is_not_on_the_hub_is_not_linked(name):
     text = card(dataset=name, dataset_on_hub=False, base_model=None, base_model_on_hub=False)
     assert text.data.datasets is None and text.data.base_model is None
     assert f"Trained on {name} (" in text.content and "from random weights." in text.content
+
+
+def test_a_section_replaces_its_own_kind_alone():
+    text = "# Mine\n\n### Early exit\n\nmy words\n\n## How to load it\n\nso\n"
+    once = with_section(text, "## Early exit", "## Early exit\n\nours\n")
+    assert once == "# Mine\n\n### Early exit\n\nmy words\n\n## Early exit\n\nours\n\n## How to load it\n\nso\n"
+    assert with_section(once, "## Early exit", "## Early exit\n\nnew\n") == once.replace("ours", "new")
+    assert with_section(once, "## Early exit", None) == text

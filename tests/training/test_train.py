@@ -391,6 +391,21 @@ def test_the_demo_keeps_its_promises(tmp_path):
     assert accuracies[-1] > 0.8
     assert "| exit | validation accuracy | test accuracy | cost | parameters |" in result.stdout
 
+    pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+    mevit = [str(Path(sys.executable).with_name("mevit"))]
+    checkpoint, int8 = str(tmp_path / "demo"), str(tmp_path / "int8")
+    export = [*mevit, "export", checkpoint, int8, "--quantize", "int8", "--data", "demo", "--split", "test"]
+    result = subprocess.run(export, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "int8" / "precision.json").read_text())
+    assert report["pictures"] == 600 and set(report["accuracy"]) == {f"exit_{k}.onnx" for k in (3, 4, 5)} | {
+        "model.onnx"
+    }
+    for row, accuracy in zip(metrics["exits"], sorted(report["accuracy"].items()), strict=True):
+        name, of = accuracy
+        assert of["float32"] == pytest.approx(row["test_accuracy"], abs=0.004), name
+        assert of["int8"] >= of["float32"] - 0.01, name
+
 
 def test_transfg_trains_with_the_same_script_and_resumes(folder, tmp_path):
     shape = {**SETTINGS["model_config"], "patch_stride": 3}

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from modeling_mevit.calibration import Certificate
+
 
 pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
 
@@ -46,13 +48,32 @@ def test_the_exported_cascade_does_what_the_checkpoint_does(mevit, calibrated, e
     assert in_onnx["time"] == pytest.approx(in_onnx["full_pictures_per_second"] / in_onnx["pictures_per_second"])
 
 
-def test_int8_within_a_point(mevit, calibrated, photos, tmp_path):
+def test_int8_and_its_evaluation(mevit, calibrated, photos, tmp_path):
     code, out = mevit("export", calibrated, tmp_path / "int8", "--cascade", "--quantize", "int8", "--data", photos)
     assert code == 0 and "exit_2.onnx: accuracy" in out
     report = json.loads((tmp_path / "int8" / "precision.json").read_text())["accuracy"]
     for accuracy in report.values():
         assert accuracy["int8"] >= accuracy["float32"] - 0.01
     assert mevit("evaluate", tmp_path / "int8", "--data", photos)[0] == 0
+
+
+def test_a_promise_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_path, monkeypatch):
+    promise = ["--max-accuracy-drop", "0.3", "--confidence", "0.6", "--policy", "confidence"]
+    calibrate = ["calibrate", checkpoint, "--data", photos, "--split", "test", "--half", "first"]
+    assert mevit(*calibrate, *promise)[0] == 0
+    export = ["export", checkpoint, "--cascade", "--quantize", "int8-dynamic", "--data", photos]
+    assert "no promise can come" in str(mevit(*export, tmp_path / "no", "--split", "train")[0])
+    code, out = mevit(*export, tmp_path / "kept")
+    assert code == 0 and "Certified on 20 pictures" in out
+    config = json.loads((tmp_path / "kept" / "config.json").read_text())
+    data = config["calibration"]["data"]
+    assert (data["split"], data["half"]) == ("test", "first")  # those that calibrated the checkpoint
+
+    monkeypatch.setattr("modeling_mevit.onnx.quantize.calibrate", lambda *args, **kwargs: Certificate(None, None))
+    code, out = mevit(*export, tmp_path / "refused")
+    assert code == 1 and "Nothing that saves cost can be certified" in out and "Early exit is off" in out
+    assert json.loads((tmp_path / "refused" / "cascade.json").read_text())["early_exit"] is False
+    assert "nothing could be certified" in str(mevit("evaluate", tmp_path / "refused", "--data", photos)[0])
 
 
 @pytest.mark.slow
@@ -76,6 +97,8 @@ def test_bad_input_is_named(mevit, checkpoint, exported, photos, tmp_path):
     assert "is not empty" in message("export", checkpoint, exported)
     assert "opset=30" in message("export", checkpoint, output, "--opset", "30")
     assert "has to be calibrated" in message("benchmark", checkpoint, output, "--data", photos)
+    assert "--exits needs layer numbers" in message("export", checkpoint, output, "--exits", "2,3")
+    assert "--exits needs layer numbers" in message("export", checkpoint, output, "--exits")
     assert "are for checkpoints" in message("evaluate", exported, "--data", photos, "--plain", checkpoint)
     assert "chose the thresholds" in message("evaluate", exported, "--data", photos, "--split", "validation")
     assert not output.exists()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, pipeline
+from transformers import AutoImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_mevit.data import image_processor_for
 from tests.tiny import tiny_model
@@ -92,9 +92,13 @@ def test_the_cascade_is_the_model(exported, pictures, batch):
         logits, scores = cascade.cascade.every_exit(pictures.numpy())
         np.testing.assert_allclose(logits, every.exit_logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(scores, every.exit_scores.numpy(), atol=1e-4)
-        to_the_end = cascade(pictures, early_exit=False)
-        assert to_the_end.exit_layer.tolist() == [4] * 8
-        torch.testing.assert_close(to_the_end.logits, every.logits, atol=1e-4, rtol=0)
+    given = cascade(pictures[:batch].half(), early_exit=False)
+    assert given.exit_layer is None and given.exit_logits.shape == (batch, 3, 5)
+    if not batch:  # which a ViT cannot run to its end
+        return
+    expected = model(pictures[:batch].half(), early_exit=False)
+    for name in ("logits", "exit_logits", "exit_scores"):
+        torch.testing.assert_close(given[name], expected[name], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +186,84 @@ def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "compare_cascade", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(calibrated_model(), PROCESSOR, tmp_path / "out", exits=[4], cascade=True)
-    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.iterdir())
+    # a process that is killed cannot tidy up
+    monkeypatch.setattr(export_module.shutil, "rmtree", lambda *args, **kwargs: None)
+    with pytest.raises(KeyboardInterrupt):
+        export(calibrated_model(), PROCESSOR, tmp_path / "out", exits=[4], cascade=True)
+    assert (tmp_path / "out.partial" / "model.onnx").is_file() and not (tmp_path / "out").exists()
+    for load in (ORTModelForImageClassification.from_pretrained, MEViTCascade.from_pretrained):
+        with pytest.raises((OSError, ValueError)):
+            load(tmp_path / "out.partial")
     monkeypatch.undo()
     export(calibrated_model(), PROCESSOR, tmp_path / "out", exits=[4])
     assert not (tmp_path / "out.partial").exists() and (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_a_cascade_that_leaves_elsewhere_fails_the_export(tmp_path, monkeypatch):
+    call = Cascade.__call__
+
+    def one_late(self, *args, **kwargs):
+        logits, exit_layer = call(self, *args, **kwargs)
+        exit_layer[exit_layer.argmin()] = 4
+        return logits, exit_layer
+
+    monkeypatch.setattr(Cascade, "__call__", one_late)
+    with pytest.raises(ExportError, match="1 of 8 pictures leave the cascade at another exit"):
+        export(calibrated_model(), PROCESSOR, tmp_path / "out", cascade=True)
+
+
+def test_a_runtime_that_reads_pictures_otherwise_fails_the_export(tmp_path, monkeypatch):
+    read = Cascade.preprocess
+    monkeypatch.setattr(Cascade, "preprocess", lambda self, pictures: read(self, pictures) + 0.02)
+    with pytest.raises(ExportError, match="differ by 1.0 grey levels on average"):
+        export(calibrated_model(), PROCESSOR, tmp_path / "out", cascade=True)
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ViTImageProcessor(size={"height": 16, "width": 16}),  # what most ViT checkpoints have
+        DeiTImageProcessor(size={"height": 16, "width": 16}, do_center_crop=False, do_rescale=False),
+        DeiTImageProcessor(
+            size={"height": 20, "width": 18}, crop_size={"height": 16, "width": 16}, do_normalize=False
+        ),
+    ],
+)
+def test_other_image_processors(tmp_path, photo, processor):
+    export(calibrated_model(), processor, tmp_path / "out", exits=[4], cascade=True)
+    expected = processor(Image.open(photo), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(Cascade(tmp_path / "out").preprocess([photo]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (BitImageProcessor(size={"shortest_edge": 16}), r"size={'shortest_edge': 16} cannot be exported"),
+        (
+            ViTImageProcessor(size={"height": 20, "width": 20}),
+            r"makes pictures of \[20, 20\]; the model needs \[16, 16\]",
+        ),
+    ],
+)
+def test_image_processors_that_the_runtime_cannot_follow(tmp_path, processor, message):
+    with pytest.raises(ValueError, match=message):
+        export(calibrated_model(), processor, tmp_path / "out", cascade=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pictures_near_a_threshold_are_counted(exported, pictures):
+    cascade = Cascade(exported)
+    _, scores = cascade.every_exit(pictures.numpy())
+    # the first two are near the first exit's threshold and go on, or not; the third is near the second's
+    thresholds = [float(scores[:2, 0].max()) + 5e-5, float(scores[2, 1]) - 5e-5]
+    near = (np.abs(scores[:, :2] - thresholds) < 1e-4) & np.stack(
+        (np.ones(8, dtype=bool), scores[:, 0] >= thresholds[0]), axis=1
+    )
+    cascade(pictures.numpy(), early_exit=True, exit_thresholds=thresholds)
+    assert cascade.borderline == near.any(1).sum() >= 1
+    cascade(pictures.numpy(), early_exit=True, exit_thresholds=-1.0)
+    assert cascade.borderline == near.any(1).sum()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +272,7 @@ def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, monkeypatch):
         ({}, {"exits": [1, 4]}, r"exits=\[1, 4\] are not all exits of this model; it has \[2, 3, 4\]"),
         ({}, {"opset": 11}, "opset=11 cannot be exported; allowed are 17 to 23"),
         ({"exit_thresholds": None, "early_exit": False}, {"cascade": True}, "early exit needs exit_thresholds"),
+        ({"exit_layers": [4], "exit_thresholds": None, "early_exit": False}, {"cascade": True}, "has one exit only"),
     ],
 )
 def test_what_the_model_has_not_is_named(tmp_path, settings, arguments, message):
@@ -239,5 +318,38 @@ def test_damaged_files_and_missing_providers_are_named(exported, tmp_path):
         Cascade(broken)
     description = json.loads((exported / "cascade.json").read_text())
     assert [stage["exit_layer"] for stage in description["stages"]] == [2, 3, 4]
+    assert description["stages"][0]["inputs_of_stage"] == ["pixel_values"]
+    assert description["stages"][1]["inputs_of_rows"] == ["hidden_rows", "normed_rows", "keys", "values"]
+    assert description["stages"][2]["outputs_of_rows"] == ["rows", "logits", "score"]
+
+
+def test_thresholds_are_checked_as_the_model_checks_them(exported):
+    cascade, picture = Cascade(exported), np.zeros((1, 3, 16, 16), np.float32)
     with pytest.raises(ValueError, match="1 exit_thresholds do not fit 2 early exits"):
-        Cascade(exported)(np.zeros((1, 3, 16, 16), np.float32), exit_thresholds=[0.5])
+        cascade(picture, exit_thresholds=[0.5])
+    with pytest.raises(ValueError, match="hold NaN"):
+        cascade(picture, exit_thresholds=float("nan"))
+    with pytest.raises(ValueError, match="exit_thresholds are for early_exit=True"):
+        cascade(picture, early_exit=False, exit_thresholds=0.5)
+
+
+def test_providers_by_name_and_with_options(exported):
+    picture = np.zeros((1, 3, 16, 16), np.float32)
+    expected, _ = Cascade(exported)(picture)
+    for providers in ("CPUExecutionProvider", [("CPUExecutionProvider", {})]):
+        np.testing.assert_array_equal(Cascade(exported, providers=providers)(picture)[0], expected)
+    with pytest.raises(ValueError, match="provider NoProvider is not installed"):
+        Cascade(exported, providers=[("NoProvider", {"option": "1"})])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nowhere", "picture.png"], ["EXPORTED", "nowhere.png"], ["EXPORTED", __file__]]
+)
+def test_the_runtime_file_ends_with_one_line(exported, arguments):
+    arguments = [str(exported) if argument == "EXPORTED" else argument for argument in arguments]
+    result = subprocess.run(
+        [sys.executable, exported / "cascade_mevit.py", *arguments], capture_output=True, text=True
+    )
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("cascade_mevit.py: error: ")

@@ -89,13 +89,18 @@ def test_heads_and_products_of_activations_stay_in_float(tmp_path, model):
     before = {name: onnx.load(tmp_path / "out" / name) for name in files}
     quantize.convert(tmp_path / "out", "int8", [np.zeros((1, 3, 16, 16), np.float32)], reduce_range=True)
     for name, graph in before.items():
-        kept = quantize._nodes_in_float(graph)
+        weights = {initializer.name for initializer in graph.graph.initializer}
         nodes = {node.name: node for node in onnx.load(tmp_path / "out" / name).graph.node}
-        for kept_name in kept:
-            inputs = set(nodes[kept_name].input)
-            assert not any("DequantizeLinear" in given for given in inputs), (name, kept_name)
-        products = [node.name for node in graph.graph.node if node.op_type in quantize.QUANTIZED]
-        assert 0 < len(products) - len(kept)
+        in_float = []
+        for product in (node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")):
+            is_int8 = any("DequantizeLinear" in given for given in nodes[product.name].input)
+            is_head = "/classifier/" in product.name or "/uncertainty/" in product.name
+            assert is_int8 == (not is_head and bool(weights & set(product.input))), (name, product.name)
+            in_float += [product.name] * (not is_int8)
+        if name.startswith("stage"):
+            continue
+        assert any("/classifier/" in kept for kept in in_float), name
+        assert any("/classifier/" not in kept and "/uncertainty/" not in kept for kept in in_float), name
     assert not (tmp_path / "out" / "converted").exists()
 
 
@@ -114,6 +119,25 @@ def test_weights_of_7_bits_where_sums_saturate(tmp_path, model, monkeypatch):
     assert largest[True] <= 64 < largest[False]
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert quantize.needs_reduced_range() is False
+
+
+def test_early_exit_that_was_not_wanted_stays_off(tmp_path, model):
+    quantization = quantize.Quantization(
+        "int8-dynamic", Pictures(model, 8, 2), Pictures(model, 30, 1), {"name": "noise"}
+    )
+    export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True, early_exit=False, quantization=quantization)
+    assert json.loads((tmp_path / "out" / "cascade.json").read_text())["early_exit"] is False
+
+
+def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
+    by_hand = tiny_model(exit_thresholds=0.5, early_exit=True)
+    quantization = quantize.Quantization("float16", Pictures(by_hand, 8, 2), Pictures(by_hand, 8, 1), {})
+    with pytest.raises(ValueError, match="set by hand"):
+        export(by_hand, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
+    export(by_hand, PROCESSOR, tmp_path / "out", quantization=quantization)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["exit_thresholds"] is None and config["early_exit"] is False
+    assert by_hand.config.early_exit is True
 
 
 def test_an_unknown_precision_is_named(tmp_path):
