@@ -65,9 +65,11 @@ class BenchmarkArguments:
             raise ValueError(f"models={self.models} are unknown; allowed are {list(MODELS)}.")
 
 
-def make_model(name: str, num_labels: int) -> MEViTForImageClassification:
+def make_model(name: str, num_labels: int, image_size: int | None = None) -> MEViTForImageClassification:
+    """One of `MODELS` with random weights, for pictures of its own size or another."""
     torch.manual_seed(0)
-    return MEViTForImageClassification(MEViTConfig(**MODELS[name], num_labels=num_labels)).eval()
+    settings = {**MODELS[name], **({"image_size": image_size} if image_size else {})}
+    return MEViTForImageClassification(MEViTConfig(**settings, num_labels=num_labels)).eval()
 
 
 def noise(model: MEViTForImageClassification, pictures: int) -> Tensor:
