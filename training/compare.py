@@ -377,7 +377,7 @@ def tables(results: dict[str, Any]) -> str:
             low, high = (f"{100 * end:+.1f}" for end in row["interval"])
             cost = results["cost"][name]
             lines.append(
-                f"| {name} | {mean_and_std(row['seeds'])} | {100 * row['difference']:+.1f} | {low} … {high} | "
+                f"| {shown(name)} | {mean_and_std(row['seeds'])} | {100 * row['difference']:+.1f} | {low} … {high} | "
                 f"{latency['milliseconds'][timed]:.1f} | {latency['ratio'][timed]:.2f} | {cost['published']:.2f} | "
                 f"{cost['here']:.2f} |"
             )
@@ -394,7 +394,8 @@ def tables(results: dict[str, Any]) -> str:
     ]
     lines += ["| ViT-B/16 at 448 px | cost as published | cost here |", "| --- | --- | --- |"]
     lines += [
-        f"| {name} | {cost['published']:.2f} | {cost['here']:.2f} |" for name, cost in results["cost_at_448"].items()
+        f"| {shown(name)} | {cost['published']:.2f} | {cost['here']:.2f} |"
+        for name, cost in results["cost_at_448"].items()
     ]
     similarity = results["attention_similarity"]
     lines += ["", f"| layer | {' | '.join(map(str, range(1, len(similarity) + 1)))} |"]
@@ -404,6 +405,12 @@ def tables(results: dict[str, Any]) -> str:
     lose_nothing = sum(change >= 0 for change in changes)
     lines += ["", f"At the earliest exit, {lose_nothing} of {len(changes)} classes lose nothing."]
     return "\n".join(lines)
+
+
+def shown(name: str) -> str:
+    """The name of a model, `mevit_6` say, as tables write it."""
+    model, _, layer = name.partition("_")
+    return {PLAIN: "plain ViT", OURS: f"MEViT_{layer}", TRANSFG: "TransFG"}[model]
 
 
 def _report(comparison: Comparison) -> Path:

@@ -53,9 +53,9 @@ def results(directory):
 def test_every_model_and_exit_is_in_the_table(results, directory):
     table = (directory / "runs/comparison/table.md").read_text()
     names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
-    assert names[:8] == ["model", "---", "vit", "mevit_1", "mevit_2", "mevit_3", "transfg_3", "ViT-B/16 at 448 px"]
-    assert "| transfg_12 | 5.71 | 1.78 |" in table
-    assert "| mevit_6 | 0.50 | 0.43 |" in table
+    assert names[:8] == ["model", "---", "plain ViT", "MEViT_1", "MEViT_2", "MEViT_3", "TransFG", "ViT-B/16 at 448 px"]
+    assert "| TransFG | 5.71 | 1.78 |" in table
+    assert "| MEViT_6 | 0.50 | 0.43 |" in table
     assert results["cost"]["mevit_1"]["here"] < results["cost"]["mevit_1"]["published"] < 1
     assert results["latency"]["ratio"]["vit"] == 1
     assert len(results["attention_similarity"]) == 3
