@@ -33,7 +33,7 @@ def test_measures_a_cascade_that_nobody_leaves_and_one_that_all_leave(monkeypatc
             json.loads((exported.with_name("checkpoint") / "config.json").read_text())["exit_thresholds"]
             == (thresholds[-1])
         )
-        return benchmark(checkpoint, exported, pictures, **settings)
+        return benchmark(checkpoint, exported, pictures, **settings, memory_processes=1)
 
     monkeypatch.setattr(benchmark_export, "benchmark", watched)
     output = tmp_path / "results.json"

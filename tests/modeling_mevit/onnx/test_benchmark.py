@@ -36,7 +36,8 @@ def test_every_way_to_run_is_measured(tmp_path):
     PROCESSOR.save_pretrained(tmp_path / "model")
     export(model, PROCESSOR, tmp_path / "out", exits=[2, 4], cascade=True)
     pictures = list(np.random.default_rng(0).normal(size=(8, 1, 3, 16, 16)).astype(np.float32))
-    rows = benchmark.benchmark(str(tmp_path / "model"), tmp_path / "out", pictures, threads=1, energy_monitor=Meter())
+    settings = {"threads": 1, "energy_monitor": Meter(), "memory_processes": 1}
+    rows = benchmark.benchmark(str(tmp_path / "model"), tmp_path / "out", pictures, **settings)
     libraries = ("PyTorch", "ONNX Runtime")
     names = ["plain ViT", "MEViT_2", "MEViT_4", "early exit"]
     assert [(row["name"], row["library"]) for row in rows] == [(n, library) for n in names for library in libraries]
