@@ -463,10 +463,10 @@ def image_processor_for(
     Raises:
         ValueError: if the crop is larger than the resized picture.
     """
-    height, width = _height_and_width(image_size)
+    height, width = height_and_width(image_size)
     resized = (round(resize_ratio * height), round(resize_ratio * width))
     if resize_size is not None:
-        resized = _height_and_width(resize_size)
+        resized = height_and_width(resize_size)
     if resized[0] < height or resized[1] < width:
         raise ValueError(f"resized to {resized}, a picture is smaller than the crop of image_size {(height, width)}")
     return DeiTImageProcessor(
@@ -482,7 +482,8 @@ def image_processor_for(
     )
 
 
-def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Both sides in pixels, of a size that may be the side of a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

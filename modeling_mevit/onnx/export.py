@@ -17,8 +17,8 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..calibration import Certificate
-from ..configuration_mevit import MEViTConfig
 from ..cost import early_exit_costs
+from ..data import height_and_width
 from ..modeling_mevit import MEViTForImageClassification
 from . import cascade_mevit
 from .graphs import ExitGraph, Graph, RowsGraph, StageGraph, file_of_exit
@@ -90,7 +90,7 @@ def export(
     if opset not in OPSETS:
         raise ValueError(f"opset={opset} cannot be exported; allowed are {OPSETS.start} to {OPSETS.stop - 1}.")
     if cascade:
-        preprocessing_of(image_processor, _height_and_width(config))  # says what it cannot do
+        preprocessing_of(image_processor, height_and_width(config.image_size))  # says what it cannot do
         if len(config.exit_layers) < 2:
             raise ValueError(f"the model has one exit only, {config.exit_layers}; a cascade needs an early one.")
     if cascade and early_exit:
@@ -117,8 +117,9 @@ def export(
             description = cascade_description(model, image_processor, early_exit)
             (directory / "cascade.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
             shutil.copy(cascade_mevit.__file__, directory)
-            compare_cascade(model, directory)
-            compare_preprocessing(image_processor, directory)
+            runtime = cascade_mevit.Cascade(directory)
+            compare_cascade(model, runtime)
+            compare_preprocessing(image_processor, runtime)
         if quantization:
             recalibrated = quantization.apply(directory, written)
         image_processor.save_pretrained(directory)
@@ -158,7 +159,7 @@ def cascade_description(
     """What `cascade.json` holds: all that the runtime has to know."""
     config = model.config
     costs = early_exit_costs(config)
-    height, width = _height_and_width(config)
+    height, width = height_and_width(config.image_size)
     has_thresholds = config.exit_thresholds is not None and config.exit_policy != "patience"
     return {
         "stages": [
@@ -218,7 +219,7 @@ def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int])
     }
 
 
-def compare_preprocessing(image_processor: BaseImageProcessor, directory: Path) -> None:
+def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_mevit.Cascade) -> None:
     """Has the runtime of an export and the image processor read a picture of noise.
 
     Raises:
@@ -226,7 +227,6 @@ def compare_preprocessing(image_processor: BaseImageProcessor, directory: Path) 
     """
     pixels = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
-    cascade = cascade_mevit.Cascade(directory)
     expected = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"])
     settings = cascade.config["preprocessing"]
     grey_level = settings["rescale"] / min(settings["std"])
@@ -238,13 +238,10 @@ def compare_preprocessing(image_processor: BaseImageProcessor, directory: Path) 
         )
 
 
-def _height_and_width(config: MEViTConfig) -> tuple[int, int]:
-    size = config.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
-
-
 @torch.no_grad()
-def compare_cascade(model: MEViTForImageClassification, directory: Path, tolerance: float = TOLERANCE) -> None:
+def compare_cascade(
+    model: MEViTForImageClassification, cascade: cascade_mevit.Cascade, tolerance: float = TOLERANCE
+) -> None:
     """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where pictures leave.
 
     They leave under thresholds in the midst of their scores, so that some go on at every exit.
@@ -256,10 +253,9 @@ def compare_cascade(model: MEViTForImageClassification, directory: Path, toleran
     config = model.config
     generator = torch.Generator().manual_seed(0)
     # not the batch size that the graphs were traced with
-    pixel_values = torch.randn(8, config.num_channels, *_height_and_width(config), generator=generator)
+    pixel_values = torch.randn(8, config.num_channels, *height_and_width(config.image_size), generator=generator)
     outputs = model(pixel_values, early_exit=False)
     expected = outputs.exit_logits.numpy()  # (B, E, L)
-    cascade = cascade_mevit.Cascade(directory)
     logits, _ = cascade.every_exit(pixel_values.numpy())
     differences = np.abs(logits - expected).max((0, 2))
     for layer, difference in zip(model.config.exit_layers, differences, strict=True):

@@ -20,6 +20,7 @@ import torch
 from optimum.exporters.onnx.model_configs import ViTOnnxConfig
 from torch import Tensor, nn
 
+from ..data import height_and_width
 from ..encoder_layer_mevit import encoder_layers, keys_values, layer_rows
 from ..exit_policy_mevit import SCORES, exit_scores
 from ..modeling_mevit import MEViTForImageClassification, patch_grid
@@ -58,9 +59,7 @@ class Graph(nn.Module):
         return GraphOnnxConfig(self)
 
     def _pictures(self) -> Tensor:
-        size = self.config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return torch.randn(DUMMY_BATCH, self.config.num_channels, height, width)
+        return torch.randn(DUMMY_BATCH, self.config.num_channels, *height_and_width(self.config.image_size))
 
     def _states(self, tokens: int) -> Tensor:
         return torch.randn(DUMMY_BATCH, tokens, self.config.hidden_size)
