@@ -18,21 +18,21 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
 
-from .calibration import PATH_PART, Certificate, pictures_needed, turn_off, turn_on
+from .calibration import PATH_PART, Certificate, required_sample_size, disable_early_exit, enable_early_exit
 from .calibration import calibrate as calibrate_record
 from .configuration_mevit import MEViTConfig
 from .data import (
-    PictureDataset,
+    ImageClassificationDataset,
     evaluation_transform,
     fingerprint,
-    picture_keys,
-    pictures_for,
+    image_hashes,
+    load_split,
     public_name,
-    read_picture,
+    read_image,
 )
 from .evaluation import accuracy_of, run_early_exit
 from .evaluation import evaluate as evaluate_record
-from .exit_record import record_exits
+from .exit_record import predict_exits
 from .figures import accuracy_cost_curve
 from .machine import machine
 from .model_card import (
@@ -49,13 +49,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 Policy = Literal["uncertainty", "confidence", "entropy", "margin", "patience"]
 Checkpoint = Annotated[str, typer.Argument(help="Directory or Hub name of a trained model.", show_default=False)]
-Data = Annotated[str, typer.Option(help="A folder of pictures, a Hub data set, or 'demo'.", show_default=False)]
+Data = Annotated[str, typer.Option(help="A folder of images, a Hub data set, or 'demo'.", show_default=False)]
 Half = Annotated[str | None, typer.Option(help="'first' or 'second' half of the split, at random by class, fixed.")]
 Output = Annotated[Path | None, typer.Option(help="Directory to write to; the checkpoint's by default, if it is one.")]
-ImageColumn = Annotated[str | None, typer.Option(help="Column of a Hub data set with the pictures.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column of a Hub data set with the images.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of a Hub data set with the labels.")]
 AircraftLevel = Annotated[str, typer.Option(help="FGVC-Aircraft: 'variant', 'family' or 'manufacturer'.")]
-BatchSize = Annotated[int, typer.Option(help="Pictures at a time.", min=1)]
+BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU where there is one, by default.")]
 
 
@@ -70,7 +70,7 @@ def calibrate(
         float | None, typer.Option(help="Lowest cost within this drop against the last exit (0.01: one point).")
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="With a drop: promise it for other pictures, with this probability.")
+        float | None, typer.Option(help="With a drop: promise it for other images, with this probability.")
     ] = None,
     bound: Annotated[
         Literal["harm", "difference"] | None,
@@ -87,7 +87,7 @@ def calibrate(
     batch_size: BatchSize = 32,
     device: Device = None,
 ) -> None:
-    """Chooses the thresholds of early exit on held-out pictures, and turns it on in the checkpoint's config."""
+    """Chooses the thresholds of early exit on held-out images, and turns it on in the checkpoint's config."""
     if (max_cost is None) == (max_accuracy_drop is None):
         raise ValueError("give one of --max-cost and --max-accuracy-drop.")
     if confidence is not None and max_accuracy_drop is None:
@@ -106,11 +106,11 @@ def calibrate(
     policy = policy or config.exit_policy
     if policy == "patience" and thresholds == "per-exit":
         raise ValueError("patience has one number for all exits; --thresholds per-exit is for policies with a score.")
-    rows, dataset = _pictures(
+    rows, dataset = _images(
         config, checkpoint, data, split, half,
         image_column=image_column, label_column=label_column, aircraft_level=aircraft_level,
     )  # fmt: skip
-    record = record_exits(model, dataset, batch_size=batch_size)
+    record = predict_exits(model, dataset, batch_size=batch_size)
 
     promise: dict[str, Any] = {"max_cost": max_cost}
     if max_accuracy_drop is not None:
@@ -122,10 +122,10 @@ def calibrate(
     print(calibration_report(certificate, promise, per_exit=per_exit))
     found = certificate.granted
     if found is None:
-        turn_off(config)
+        disable_early_exit(config)
     else:
         source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
-        turn_on(config, found, promise, per_exit=per_exit, source=source)
+        enable_early_exit(config, found, promise, per_exit=per_exit, source=source)
     _save(model, checkpoint, destination)
     state = "on" if config.early_exit else "off"
     print(f"Early exit is {state} in {destination}.")
@@ -140,9 +140,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="'test', 'validation', 'train' or 'all'.")] = "test",
     half: Half = None,
     plain: Annotated[
-        str | None, typer.Option(help="Checkpoint of a plain ViT to compare with on the same pictures.")
+        str | None, typer.Option(help="Checkpoint of a plain ViT to compare with on the same images.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Evaluate on the pictures that calibrated.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Evaluate on the images that calibrated.")] = False,
     output: Output = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -163,11 +163,11 @@ def evaluate(
         return
     model = _load(checkpoint, device)
     destination = _destination(checkpoint, output)
-    rows, dataset = _pictures(model.config, checkpoint, data, split, half, **source)
+    rows, dataset = _images(model.config, checkpoint, data, split, half, **source)
     calibration = model.config.calibration
     if not force:
         _refuse_calibrating(rows, model.config, data, source)
-    record = record_exits(model, dataset, batch_size=batch_size)
+    record = predict_exits(model, dataset, batch_size=batch_size)
     run = run_early_exit(model, dataset, batch_size=batch_size) if model.config.early_exit else None
     results = {
         "data": {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)},
@@ -182,7 +182,7 @@ def evaluate(
             raise ValueError(
                 f"--plain {plain} has exits on layers {plain_model.config.exit_layers}; a plain ViT has one."
             )
-        _, plain_dataset = _pictures(plain_model.config, plain, data, split, half, **source)
+        _, plain_dataset = _images(plain_model.config, plain, data, split, half, **source)
         plain_accuracy = results["plain_accuracy"] = accuracy_of(plain_model, plain_dataset, batch_size=batch_size)
 
     table = evaluation_tables(results)
@@ -206,16 +206,16 @@ def evaluate(
 @torch.no_grad()
 def predict(
     checkpoint: Checkpoint,
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     batch_size: BatchSize = 32,
     device: Device = None,
 ) -> None:
-    """Prints label, probability and exit layer of each picture."""
+    """Prints label, probability and exit layer of each image."""
     model = _load(checkpoint, device)
     transform = evaluation_transform(AutoImageProcessor.from_pretrained(checkpoint))
-    for start in range(0, len(pictures), batch_size):
-        files = pictures[start : start + batch_size]
-        batch = [transform(read_picture({"image": {"path": str(file), "bytes": None}})) for file in files]
+    for start in range(0, len(images), batch_size):
+        files = images[start : start + batch_size]
+        batch = [transform(read_image({"image": {"path": str(file), "bytes": None}})) for file in files]
         outputs = model(torch.stack(batch).to(model.device))
         probabilities, labels = outputs.logits.float().softmax(-1).max(-1)
         layers = [model.config.exit_layers[-1]] * len(files)
@@ -244,7 +244,7 @@ def export(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Its pictures that choose the thresholds anew; those that calibrated by default."),
+        typer.Option(help="Its images that choose the thresholds anew; those that calibrated by default."),
     ] = None,
     half: Half = None,
     image_column: ImageColumn = None,
@@ -261,7 +261,7 @@ def export(
         raise ValueError(f"--quantize {quantize} and --dtype {dtype} are two precisions; give one.")
     precision = quantize or (None if dtype == "float32" else dtype)
     if precision and not data:
-        raise ValueError(f"{precision} needs --data: training pictures for ranges, others for thresholds.")
+        raise ValueError(f"{precision} needs --data: training images for ranges, others for thresholds.")
     model = _load(checkpoint, "cpu")
     calibration, quantization = model.config.calibration, None
     if precision:
@@ -270,8 +270,8 @@ def export(
             split, half = source["split"], half or source["half"]
         _check_split_of_promise((calibration or {"promise": {}})["promise"].get("confidence"), split)
         options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
-        _, training = _pictures(model.config, checkpoint, data, "train", None, **options)
-        rows, calibrating = _pictures(model.config, checkpoint, data, split, half, **options)
+        _, training = _images(model.config, checkpoint, data, "train", None, **options)
+        rows, calibrating = _images(model.config, checkpoint, data, split, half, **options)
         source = {"name": public_name(data), "split": split, "half": half, "sha256": fingerprint(rows)}
         quantization = Quantization(precision, training, calibrating, source)
     done = export_model(
@@ -305,8 +305,8 @@ def benchmark(
     checkpoint: Checkpoint,
     exported: Annotated[Path, typer.Argument(help="What `mevit export --cascade` wrote.", show_default=False)],
     data: Data,
-    split: Annotated[str, typer.Option(help="Its pictures to run on.")] = "test",
-    pictures: Annotated[int, typer.Option(help="How many of them, drawn at random.", min=1)] = 100,
+    split: Annotated[str, typer.Option(help="Its images to run on.")] = "test",
+    images: Annotated[int, typer.Option(help="How many of them, drawn at random.", min=1)] = 100,
     threads: Annotated[int, typer.Option(help="Of one operator; the libraries' choice by default.", min=0)] = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     image_column: ImageColumn = None,
@@ -329,8 +329,8 @@ def benchmark(
     if own != (cascade["policy"], (cascade["calibration"] or {}).get("promise")):
         raise ValueError(f"{exported} is not of {checkpoint} as it is calibrated now; export it anew.")
     options = {"image_column": image_column, "label_column": label_column, "aircraft_level": aircraft_level}
-    _, dataset = _pictures(model.config, checkpoint, data, split, None, **options)
-    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:pictures].tolist()
+    _, dataset = _images(model.config, checkpoint, data, split, None, **options)
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:images].tolist()
     arrays = [dataset[index]["pixel_values"][None].numpy() for index in drawn]
     monitor, why_no_energy = find_energy_monitor()
     rows = measure(checkpoint, exported, arrays, threads=threads, energy_monitor=monitor)
@@ -339,7 +339,7 @@ def benchmark(
         measured_on = {**machine(), "threads": threads or torch.get_num_threads()}
         results = {
             "machine": measured_on,
-            "pictures": len(arrays),
+            "images": len(arrays),
             "energy": why_no_energy or "measured",
             "rows": rows,
         }
@@ -359,7 +359,7 @@ def evaluation_tables(results: dict[str, Any]) -> str:
         aurocs = ("–" if area is None else f"{area:.3f}" for area in map(row["auroc"].get, layers))
         cells = [f"{row['area']:.4f}", f"{row['oracle']:.4f}", *aurocs]
         policies.append(f"| {policy} | {' | '.join(cells)} |")
-    parts = [f"{results['pictures']} pictures", "\n".join(exits), "\n".join(policies)]
+    parts = [f"{results['images']} images", "\n".join(exits), "\n".join(policies)]
     if "early_exit" in results:
         parts.append(early_exit_sentence(results["early_exit"]))
     return "\n\n".join(parts)
@@ -367,12 +367,12 @@ def evaluation_tables(results: dict[str, Any]) -> str:
 
 def early_exit_sentence(run: dict[str, Any]) -> str:
     """The early-exit run that `evaluate` measured, in words."""
-    left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
+    left = ", ".join(f"{count} at {layer}" for layer, count in run["exit_counts"].items())
     return (
-        f"Early exit: accuracy {run['accuracy']:.1%} (last exit {run['accuracy_of_last_exit']:.1%}; "
+        f"Early exit: accuracy {run['accuracy']:.1%} (last exit {run['full_model_accuracy']:.1%}; "
         f"{run['harms']} harmed, {run['corrections']} corrected), mean cost {run['cost']:.3f}, "
-        f"time {run['time']:.2f} of the plain ViT's ({run['pictures_per_second']:.1f} against "
-        f"{run['plain_pictures_per_second']:.1f} pictures a second). Left: {left}."
+        f"time {run['time']:.2f} of the plain ViT's ({run['images_per_second']:.1f} against "
+        f"{run['plain_images_per_second']:.1f} images a second). Left: {left}."
     )
 
 
@@ -383,12 +383,12 @@ def calibration_report(certificate: Certificate, promise: dict[str, Any], *, per
     drop, confidence = promise.get("max_accuracy_drop"), promise.get("confidence")
     if found and confidence:
         lines.append(
-            f"Certified on {found.outcome.pictures} pictures, {found.outcome.harms} of them harmed and "
+            f"Certified on {found.outcome.images} images, {found.outcome.harms} of them harmed and "
             f"{found.outcome.corrections} corrected: with probability {confidence:.0%} the true drop is at most "
             f"{drop:.2%}."
         )
     if not found and not confidence:
-        lines.append("Within this, no setting that lets a picture leave early is better than running to the end.")
+        lines.append("Within this, no setting that lets an image leave early is better than running to the end.")
     if not found and confidence:
         lines.append(
             f"Nothing that saves cost can be certified for a drop of at most {drop:.2%} with probability "
@@ -396,23 +396,23 @@ def calibration_report(certificate: Certificate, promise: dict[str, Any], *, per
         )
     if refused:
         outcome = refused.outcome
-        harm_rate, correction_rate = outcome.harms / outcome.pictures, outcome.corrections / outcome.pictures
+        harm_rate, correction_rate = outcome.harms / outcome.images, outcome.corrections / outcome.images
         bound = promise["bound"]
-        needed = pictures_needed(harm_rate, drop, confidence, bound=bound, correction_rate=correction_rate)
+        needed = required_sample_size(harm_rate, drop, confidence, bound=bound, correction_rate=correction_rate)
         if needed and per_exit:
             needed = math.ceil(needed / (1 - PATH_PART))  # of which a part draws the path
-        more = f"{needed} pictures would certify it" if needed else "no number of pictures would certify it"
+        more = f"{needed} images would certify it" if needed else "no number of images would certify it"
         lines.append(
             f"The first setting refused has mean cost {outcome.cost:.3f}, harms {outcome.harms} of "
-            f"{outcome.pictures} ({harm_rate:.2%}) and corrects {outcome.corrections}; at these rates {more} by the "
+            f"{outcome.images} ({harm_rate:.2%}) and corrects {outcome.corrections}; at these rates {more} by the "
             f"{bound} bound."
         )
     if found:
         outcome = found.outcome
-        left = ", ".join(f"{count} at exit {layer}" for layer, count in outcome.left_at.items())
+        left = ", ".join(f"{count} at exit {layer}" for layer, count in outcome.exit_counts.items())
         lines.append(
-            f"On {outcome.pictures} pictures: accuracy {outcome.accuracy:.1%} (last exit "
-            f"{outcome.accuracy_of_last_exit:.1%}), mean cost {outcome.cost:.3f}. Left: {left}."
+            f"On {outcome.images} images: accuracy {outcome.accuracy:.1%} (last exit "
+            f"{outcome.full_model_accuracy:.1%}), mean cost {outcome.cost:.3f}. Left: {left}."
         )
     return "\n".join(lines)
 
@@ -432,17 +432,17 @@ def _load(checkpoint: str, device: str | None) -> MEViTForImageClassification:
         raise ValueError(f"--device {device} cannot be used: {error}") from error
 
 
-def _pictures(
+def _images(
     config: MEViTConfig, checkpoint: str | Path, data: str, split: str, half: str | None, **options
-) -> tuple[datasets.Dataset, PictureDataset]:
+) -> tuple[datasets.Dataset, ImageClassificationDataset]:
     image_processor = AutoImageProcessor.from_pretrained(checkpoint)
-    rows = pictures_for(config.label2id, data, split, half=half, **options)
-    return rows, PictureDataset(rows, evaluation_transform(image_processor))
+    rows = load_split(config.label2id, data, split, half=half, **options)
+    return rows, ImageClassificationDataset(rows, evaluation_transform(image_processor))
 
 
 def _check_split_of_promise(confidence: float | None, split: str) -> None:
     if confidence is not None and split in ("train", "all"):
-        raise ValueError(f"--split {split} has pictures that trained the model; no promise can come from them.")
+        raise ValueError(f"--split {split} has images that trained the model; no promise can come from them.")
 
 
 def _destination(checkpoint: str, output: Path | None) -> Path:
@@ -452,7 +452,7 @@ def _destination(checkpoint: str, output: Path | None) -> Path:
 
 
 def _refuse_calibrating(rows: datasets.Dataset, config: MEViTConfig, data: str, options: dict) -> None:
-    """Raises a `ValueError` where pictures chose the thresholds, as far as it can be told."""
+    """Raises a `ValueError` where images chose the thresholds, as far as it can be told."""
     if config.calibration is None:
         return
     source = config.calibration["data"]
@@ -461,14 +461,14 @@ def _refuse_calibrating(rows: datasets.Dataset, config: MEViTConfig, data: str, 
         seen = len(rows)
     else:
         try:
-            calibrating = pictures_for(config.label2id, data, source["split"], half=source["half"], **options)
+            calibrating = load_split(config.label2id, data, source["split"], half=source["half"], **options)
         except ValueError:
             return  # another data set, without such a split
         if fingerprint(calibrating) == source["sha256"]:
-            seen = len(set(picture_keys(rows)) & set(picture_keys(calibrating)))
+            seen = len(set(image_hashes(rows)) & set(image_hashes(calibrating)))
     if seen:
         raise ValueError(
-            f"{seen} of these {len(rows)} pictures chose the thresholds, so they say too much good of them; "
+            f"{seen} of these {len(rows)} images chose the thresholds, so they say too much good of them; "
             f"take others, or give --force."
         )
 
@@ -489,15 +489,15 @@ def _evaluate_exported(
     except ImportError as error:
         raise ValueError(f"running an export needs the extra packages of mevit[onnx]: {error}") from error
     config = MEViTConfig.from_pretrained(directory)
-    rows, dataset = _pictures(config, directory, data, split, half, **options)
+    rows, dataset = _images(config, directory, data, split, half, **options)
     if not force:
         _refuse_calibrating(rows, config, data, options)
     run = evaluate_cascade(directory, dataset, batch_size=batch_size)
-    left = ", ".join(f"{count} at {layer}" for layer, count in run["left_at"].items())
+    left = ", ".join(f"{count} at {layer}" for layer, count in run["exit_counts"].items())
     print(
-        f"{run['pictures']} pictures in ONNX Runtime: accuracy {run['accuracy']:.1%} (model.onnx "
-        f"{run['accuracy_of_last_exit']:.1%}), mean cost {run['cost']:.3f}, time {run['time']:.2f} of model.onnx "
-        f"({run['pictures_per_second']:.1f} against {run['full_pictures_per_second']:.1f} pictures a second). "
+        f"{run['images']} images in ONNX Runtime: accuracy {run['accuracy']:.1%} (model.onnx "
+        f"{run['full_model_accuracy']:.1%}), mean cost {run['cost']:.3f}, time {run['time']:.2f} of model.onnx "
+        f"({run['images_per_second']:.1f} against {run['full_images_per_second']:.1f} images a second). "
         f"Left: {left}. {run['borderline']} had a score within 1e-4 of a threshold and may leave elsewhere in PyTorch."
     )
     results = {"data": {"name": public_name(data), "split": split, "half": half}, **run, "machine": machine()}

@@ -123,7 +123,7 @@ class MEViTConfig(ViTConfig):
                 f"allowed are 1 to {len(self.exit_layers)}."
             )
         if self.exit_thresholds is not None or self.early_exit:
-            self.thresholds_of_early_exits()
+            self.resolve_exit_thresholds()
         calibrated = self.calibration or {}
         if calibrated.get("policy", self.exit_policy) != self.exit_policy and self.exit_thresholds is not None:
             if self.exit_thresholds == calibrated.get("thresholds"):
@@ -132,7 +132,7 @@ class MEViTConfig(ViTConfig):
                     f"exit_policy={self.exit_policy!r} needs others."
                 )
 
-    def thresholds_of_early_exits(self, given: Sequence[float] | float | None = None) -> list[float]:
+    def resolve_exit_thresholds(self, given: Sequence[float] | float | None = None) -> list[float]:
         """The threshold of each early exit, E − 1 numbers: those given, or the config's. None for `"patience"`.
 
         Raises:
@@ -167,7 +167,7 @@ class MEViTConfig(ViTConfig):
         return thresholds
 
 
-def check_names(config_class: type[ViTConfig], settings: Iterable[str]) -> None:
+def validate_config_fields(config_class: type[ViTConfig], settings: Iterable[str]) -> None:
     """Raises a `ValueError` where a name is no field of a config, which the library would take for one silently."""
     known = {*config_class().to_dict(), "num_labels", "attn_implementation"} - {"dtype", "torch_dtype"}
     unknown = sorted(set(settings) - known)

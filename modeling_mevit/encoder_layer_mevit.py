@@ -66,7 +66,7 @@ def recorded_attentions(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First part of a layer, for all tokens of its input.
 
     Args:
@@ -80,8 +80,8 @@ def keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor,
     return normed, _heads(parts, parts.key(normed)), _heads(parts, parts.value(normed))
 
 
-def layer_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Second part of a layer, for any of its tokens, in eval mode: [`attention_rows`], then [`mlp_rows`].
+def layer_outputs(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Second part of a layer, for any of its tokens, in eval mode: [`attention_outputs`], then [`mlp_outputs`].
 
     Args:
         hidden_rows: (B, R, d), rows of the layer's input.
@@ -91,11 +91,11 @@ def layer_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys:
     Returns:
         (B, R, d), these rows of the layer's output.
     """
-    return mlp_rows(layer, attention_rows(layer, hidden_rows, normed_rows, keys, values))
+    return mlp_outputs(layer, attention_outputs(layer, hidden_rows, normed_rows, keys, values))
 
 
-def attention_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Rows after attention and its residual connection, (B, R, d). Arguments are those of [`layer_rows`]."""
+def attention_outputs(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Rows after attention and its residual connection, (B, R, d). Arguments are those of [`layer_outputs`]."""
     parts = layer_parts(layer)
     implementation = parts.attention.config._attn_implementation
     attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
@@ -104,7 +104,7 @@ def attention_rows(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, k
     return hidden_rows + parts.projection(context.flatten(2))  # context is (B, R, H, d/H)
 
 
-def mlp_rows(layer: nn.Module, hidden_rows: Tensor) -> Tensor:
+def mlp_outputs(layer: nn.Module, hidden_rows: Tensor) -> Tensor:
     """Rows after the MLP and its residual connection, (B, R, d), from those after attention."""
     return hidden_rows + layer_parts(layer).mlp(layer.layernorm_after(hidden_rows))
 

@@ -13,13 +13,13 @@ from transformers import AutoConfig, ViTConfig, ViTModel, ViTPreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_mevit import MEViTConfig, check_names
+from .configuration_mevit import MEViTConfig, validate_config_fields
 from .encoder_layer_mevit import (
-    attention_rows,
+    attention_outputs,
     encoder_layers,
-    keys_values,
-    layer_rows,
-    mlp_rows,
+    project_keys_values,
+    layer_outputs,
+    mlp_outputs,
     recorded_attentions,
 )
 from .exit_policy_mevit import agreement, exit_scores
@@ -172,7 +172,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`):
-                Pictures of `config.image_size`, as the image processor gives them.
+                Images of `config.image_size`, as the image processor gives them.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Class indices in 0 … L − 1. The loss is equation 1 summed over all exits.
             early_exit (`bool`, *optional*):
@@ -184,7 +184,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 Thresholds of the early exits' scores; one number serves all exits. Defaults to
                 `config.exit_thresholds`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to fit the position embeddings to pictures of another size; needs a square stored grid.
+                Whether to fit the position embeddings to images of another size; needs a square stored grid.
             output_hidden_states (`bool`, *optional*):
                 Whether to return every layer's output. Defaults to the config's.
             output_attentions (`bool`, *optional*):
@@ -192,7 +192,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 config's.
 
         Raises:
-            ValueError: where pictures have another size than the model, a label is out of range, an option needs
+            ValueError: where images have another size than the model, a label is out of range, an option needs
                 what the model has not, or `early_exit=True` cannot be had; the message names it.
         """
         config = self.config
@@ -231,7 +231,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         pixel_values = pixel_values.to(self.vit.embeddings.patch_embeddings.projection.weight.dtype)
         if early_exit:
-            thresholds = config.thresholds_of_early_exits(exit_thresholds)
+            thresholds = config.resolve_exit_thresholds(exit_thresholds)
             # no name here for the embeddings, which would keep them in memory to the end
             return self._leave_early(
                 self.vit.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding), thresholds
@@ -241,11 +241,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         hidden_states = [hidden_state] if output_hidden_states else []
         exit_states, exit_logits = [], []
         layers = encoder_layers(self.vit)
-        whole_layers = self.training or output_hidden_states or output_attentions
+        full_last_layer = self.training or output_hidden_states or output_attentions
         with recorded_attentions(layers if output_attentions else ()) as attentions:
             for number, layer in enumerate(layers, start=1):
                 # hooks belong to the whole layer; what shards weights gathers them there
-                if number < len(layers) or whole_layers or layer._forward_hooks or layer._forward_pre_hooks:
+                if number < len(layers) or full_last_layer or layer._forward_hooks or layer._forward_pre_hooks:
                     hidden_state = layer(hidden_state)  # (B, N, d)
                 else:
                     hidden_state, _ = _cls_row(layer, hidden_state)  # (B, 1, d)
@@ -315,9 +315,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 samples, predictions = samples[stays], predictions[stays]
                 hidden_state, normed, cls_row = hidden_state[stays], normed[stays], cls_row[stays]
                 keys, values = keys[stays], values[stays]
-            hidden_state = attention_rows(layer, hidden_state[:, 1:], normed[:, 1:], keys, values)
+            hidden_state = attention_outputs(layer, hidden_state[:, 1:], normed[:, 1:], keys, values)
             del normed, keys, values  # the MLP takes the most memory of a layer, and needs none of them
-            hidden_state = torch.cat((cls_row, mlp_rows(layer, hidden_state)), dim=1)
+            hidden_state = torch.cat((cls_row, mlp_outputs(layer, hidden_state)), dim=1)
 
         in_order = torch.cat(left).argsort()
         return MEViTOutput(logits=torch.cat(left_logits)[in_order], exit_layer=torch.cat(left_layers)[in_order])
@@ -395,7 +395,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             pretrained_model_name_or_path (`str`):
                 A local directory or the Hub name of any checkpoint of type `vit`, with or without a head.
             image_size (`int` or `(height, width)`, *optional*):
-                Side of the pictures in pixels. Position embeddings are interpolated (bicubic, as the library's own
+                Side of the images in pixels. Position embeddings are interpolated (bicubic, as the library's own
                 ViT does) where it is not the checkpoint's.
             dtype (`torch.dtype` or its name, *optional*, defaults to `torch.float32`):
                 Precision of the model, whatever the checkpoint's is.
@@ -421,12 +421,12 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
 def _cls_row(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The [CLS] row (B, 1, d) of a layer's output, and what the other rows need too."""
-    shared = normed, keys, values = keys_values(layer, hidden_state)
-    return layer_rows(layer, hidden_state[:, :1], normed[:, :1], keys, values), shared
+    shared = normed, keys, values = project_keys_values(layer, hidden_state)
+    return layer_outputs(layer, hidden_state[:, :1], normed[:, :1], keys, values), shared
 
 
 def _is_recorded() -> bool:
-    """Whether the operations of this call are being written down, to be replayed on other pictures."""
+    """Whether the operations of this call are being written down, to be replayed on other images."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
@@ -464,7 +464,7 @@ def read_vit(
         A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32.
     """
     download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
-    check_names(config_class, kwargs)
+    validate_config_fields(config_class, kwargs)
     vit_config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **download)
     _check_type(pretrained_model_name_or_path, vit_config.model_type, "vit", "from_vit")
     for name in _SHAPE_OF_THE_BACKBONE:
@@ -506,7 +506,7 @@ def load_backbone(backbone: ViTModel, vit: ViTModel, grid: tuple[int, int]) -> N
 
 
 def patch_grid(config: MEViTConfig) -> tuple[int, int]:
-    """Rows and columns of patches in a picture of `config.image_size`."""
+    """Rows and columns of patches in an image of `config.image_size`."""
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     patch_height, patch_width = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else config.patch_size
     return height // patch_height, width // patch_width

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 # the models are so small that waiting for a second thread takes longer than doing without it

@@ -38,19 +38,19 @@ from transformers import (
 )
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
-from modeling_mevit.attention import cls_attention, similarity_to_last
-from modeling_mevit.calibration import shared_path, within_cost
-from modeling_mevit.cost import exit_costs, relative_cost
-from modeling_mevit.data import PictureDataset, as_picture, evaluation_transform, pictures_for
-from modeling_mevit.evaluation import class_changes, plain_vit
+from modeling_mevit.reports.attention import cls_attention, similarity_to_last
+from modeling_mevit.early_exit.calibration import shared_thresholds, within_cost
+from modeling_mevit.early_exit.cost import static_exit_costs, relative_cost
+from modeling_mevit.data import ImageClassificationDataset, denormalize, evaluation_transform, load_split
+from modeling_mevit.early_exit.evaluation import class_changes, plain_vit
 from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
-from modeling_mevit.exit_record import record_exits
-from modeling_mevit.figures import attention_maps, exit_accuracies
-from modeling_mevit.figures import class_changes as class_changes_figure
-from modeling_mevit.machine import machine
+from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.reports.figures import attention_maps, exit_accuracies
+from modeling_mevit.reports.figures import class_changes as class_changes_figure
+from modeling_mevit.reports.environment import environment_info
 from training import train
-from training.baselines import TransFGConfig, TransFGForImageClassification
-from training.bootstrap import compare_exits, mean_and_std
+from baselines import TransFGConfig, TransFGForImageClassification
+from compare_runs import compare_exits, mean_and_std
 
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class CompareArguments:
     )
     output_dir: str = field(metadata={"help": "Where the runs are, MODEL-seedN, and the directory 'comparison'."})
     policy: str = field(default="confidence", metadata={"help": "Exit policy of the early-exit curve."})
-    attention_pictures: int = field(default=256, metadata={"help": "Test photos whose attention is compared."})
-    shown_pictures: int = field(default=4, metadata={"help": "Test photos whose attention is shown."})
-    latency_batch_size: int = field(default=8, metadata={"help": "Pictures at a time when latency is measured."})
+    attention_images: int = field(default=256, metadata={"help": "Test photos whose attention is compared."})
+    shown_images: int = field(default=4, metadata={"help": "Test photos whose attention is shown."})
+    latency_batch_size: int = field(default=8, metadata={"help": "Images at a time when latency is measured."})
     latency_rounds: int = field(default=20, metadata={"help": "Times that each model runs, in turn."})
 
 
@@ -192,7 +192,7 @@ def costs_of(config: MEViTConfig, transfg: TransFGConfig | None = None) -> dict[
 
     The papers count whole layers, and TransFG by the product of the attention matrices.
     """
-    published, here = exit_costs(config, whole_layers=True), exit_costs(config)
+    published, here = static_exit_costs(config, full_last_layer=True), static_exit_costs(config)
     counted = {PLAIN: {name: relative_cost(ViTForImageClassification, config) for name in ("published", "here")}}
     counted |= {f"{OURS}_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
     if transfg is not None:
@@ -250,8 +250,8 @@ def early_exit_curve(comparison: Comparison, directory: Path, data: dict[str, An
     model = _load(directory)
     if len(model.config.exit_layers) < 2:
         return []
-    records = {split: record_exits(model, _pictures(directory, data, split)) for split in ("validation", "test")}
-    path = shared_path(records["validation"], policy)
+    records = {split: predict_exits(model, _images(directory, data, split)) for split in ("validation", "test")}
+    path = shared_thresholds(records["validation"], policy)
     cheapest = records["validation"].costs[0]
     points = []
     for budget in BUDGETS[BUDGETS > cheapest]:
@@ -265,8 +265,8 @@ def attention(comparison: Comparison, data: dict[str, Any]) -> list[float]:
     """Similarity of each layer's attention to the last layer's, (layers,); writes the figure too."""
     directory = comparison.directories(OURS)[0]
     model = _load(directory, "eager")
-    dataset = _pictures(directory, data, "test")
-    drawn = np.random.default_rng(0).permutation(len(dataset))[: comparison.arguments.attention_pictures]
+    dataset = _images(directory, data, "test")
+    drawn = np.random.default_rng(0).permutation(len(dataset))[: comparison.arguments.attention_images]
     batches = np.array_split(drawn, -(-len(drawn) // 32))
     maps = np.concatenate(
         [
@@ -274,11 +274,11 @@ def attention(comparison: Comparison, data: dict[str, Any]) -> list[float]:
             for batch in tqdm(batches, desc="attention", unit="batch")
         ]
     )
-    shown = comparison.arguments.shown_pictures
+    shown = comparison.arguments.shown_images
     processor = AutoImageProcessor.from_pretrained(directory)
     pixel_values = torch.stack([dataset[int(index)]["pixel_values"] for index in drawn[:shown]])
     layers = list(range(1, model.config.num_hidden_layers + 1))
-    figure = attention_maps(as_picture(pixel_values, processor), maps[:shown], layers)
+    figure = attention_maps(denormalize(pixel_values, processor), maps[:shown], layers)
     figure.savefig(_report(comparison) / "attention.png", dpi=100)
     return similarity_to_last(maps).tolist()
 
@@ -326,8 +326,8 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     similarity = kept(
         "attention",
         lambda: attention(comparison, data),
-        "attention_pictures",
-        "shown_pictures",
+        "attention_images",
+        "shown_images",
         run=identity(ours[0]),
     )
     changes = changes_by_class(comparison)
@@ -434,11 +434,11 @@ def _attention(directory: Path) -> str | None:
     return json.loads(settings.get("model_config", "{}")).get("attn_implementation")
 
 
-def _pictures(directory: Path, data: dict[str, Any], split: str) -> PictureDataset:
+def _images(directory: Path, data: dict[str, Any], split: str) -> ImageClassificationDataset:
     config = MEViTConfig.from_pretrained(directory)
     options = {name: value for name, value in data.items() if name != "dataset"}
-    rows = pictures_for(config.label2id, data["dataset"], split, **options)
-    return PictureDataset(rows, evaluation_transform(AutoImageProcessor.from_pretrained(directory)))
+    rows = load_split(config.label2id, data["dataset"], split, **options)
+    return ImageClassificationDataset(rows, evaluation_transform(AutoImageProcessor.from_pretrained(directory)))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:

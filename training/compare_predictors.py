@@ -25,10 +25,10 @@ from transformers import AutoImageProcessor, HfArgumentParser
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.configuration_mevit import UNCERTAINTY_INPUTS
-from modeling_mevit.data import PictureDataset, evaluation_transform, pictures_for, train_transform
+from modeling_mevit.data import ImageClassificationDataset, evaluation_transform, load_split, train_transform
 from modeling_mevit.exit_policy_mevit import confidence_score, entropy_score, margin_score
 from modeling_mevit.loss_mevit import uncertainty_loss, uncertainty_target
-from modeling_mevit.metrics import ErrorDetection
+from modeling_mevit.early_exit.metrics import ErrorDetection
 from modeling_mevit.modeling_mevit import MEViTUncertaintyPredictor
 
 
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     processor = AutoImageProcessor.from_pretrained(positional.checkpoint)
     layers = model.config.exit_layers
 
-    def dataset(split: str, transform, seed: int | None = None) -> PictureDataset:
-        return PictureDataset(pictures_for(model.config.label2id, arguments.data, split), transform, seed)
+    def dataset(split: str, transform, seed: int | None = None) -> ImageClassificationDataset:
+        return ImageClassificationDataset(load_split(model.config.label2id, arguments.data, split), transform, seed)
 
     augmented = dataset("train", train_transform(processor), seed=0)
     passes = []

@@ -23,10 +23,10 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.trainer_utils import EvalPrediction
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
-from modeling_mevit.configuration_mevit import check_names
-from modeling_mevit.cost import exit_costs, exit_parameters, relative_cost
+from modeling_mevit.configuration_mevit import validate_config_fields
+from modeling_mevit.early_exit.cost import static_exit_costs, exit_parameters, relative_cost
 from modeling_mevit.data import (
-    PictureDataset,
+    ImageClassificationDataset,
     evaluation_transform,
     image_processor_for,
     is_local,
@@ -34,10 +34,10 @@ from modeling_mevit.data import (
     public_name,
     train_transform,
 )
-from modeling_mevit.figures import training_curve
-from modeling_mevit.machine import machine
-from modeling_mevit.metrics import ExitAccuracy
-from modeling_mevit.model_card import (
+from modeling_mevit.reports.figures import training_curve
+from modeling_mevit.reports.environment import environment_info
+from modeling_mevit.early_exit.metrics import ExitAccuracy
+from modeling_mevit.reports.model_card import (
     EARLY_EXIT_HEADING,
     MEASURED_HEADING,
     model_card,
@@ -45,13 +45,13 @@ from modeling_mevit.model_card import (
     section_of,
     with_section,
 )
-from training.baselines import TransFGConfig, TransFGForImageClassification
-from training.trainer import (
+from baselines import TransFGConfig, TransFGForImageClassification
+from modeling_mevit.trainer import (
     FineTuningTrainer,
     MEViTTrainer,
     MEViTTrainingArguments,
-    last_complete_checkpoint,
-    load_strictly,
+    get_last_checkpoint,
+    load_checkpoint,
 )
 
 
@@ -93,13 +93,13 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which pictures, and how they become tensors."""
+    """Which images, and how they become tensors."""
 
     dataset: str = field(
         default="demo",
         metadata={"help": "A folder (ImageFolder, Stanford Cars or FGVC-Aircraft layout), a Hub id, or 'demo'."},
     )
-    image_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the pictures."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the images."})
     label_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the labels."})
     aircraft_level: str = field(
         default="variant", metadata={"help": "FGVC-Aircraft: 'variant', 'family' or 'manufacturer'."}
@@ -115,7 +115,7 @@ class DataArguments:
     )
     image_size: int = field(default=224, metadata={"help": "Side in pixels of what the model sees."})
     resize_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels to which pictures are resized before the crop; 600/448 of it."}
+        default=None, metadata={"help": "Side in pixels to which images are resized before the crop; 600/448 of it."}
     )
     auto_augment: bool = field(default=False, metadata={"help": "Whether to apply AutoAugment (ImageNet policy)."})
     normalization: str = field(
@@ -139,20 +139,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def run(
     trainer: FineTuningTrainer,
-    test_set: PictureDataset | None,
+    test_set: ImageClassificationDataset | None,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     training_arguments: MEViTTrainingArguments,
 ) -> dict[str, Any]:
     """Trains what [`prepare`] made, evaluates it, and writes everything. Returns what `metrics.json` holds."""
-    checkpoint = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
+    checkpoint = training_arguments.resume_from_checkpoint or get_last_checkpoint(training_arguments.output_dir)
     seconds = None  # known of a run that was not interrupted
-    finished = bool(checkpoint) and is_finished(checkpoint, training_arguments)
+    finished = bool(checkpoint) and training_is_complete(checkpoint, training_arguments)
     if finished:
         # the library would take one more step
         logger.info("%s is the end of a run; it is evaluated again", checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
-        load_strictly(trainer.model, trainer.state.best_model_checkpoint or checkpoint)
+        load_checkpoint(trainer.model, trainer.state.best_model_checkpoint or checkpoint)
     else:
         if checkpoint:
             logger.info("going on from %s", checkpoint)
@@ -167,7 +167,7 @@ def run(
         measured["test"] = trainer.predict(test_set, metric_key_prefix="test")
     has_exits = isinstance(trainer.model, MEViTForImageClassification)
     if has_exits:
-        costs, parameters = exit_costs(config), exit_parameters(config)
+        costs, parameters = static_exit_costs(config), exit_parameters(config)
     else:
         (last,) = config.exit_layers
         costs = {last: relative_cost(type(trainer.model), config)}
@@ -262,7 +262,7 @@ def options_from(settings: dict[str, Any]) -> list[str]:
 
 def prepare(
     model_arguments: ModelArguments, data_arguments: DataArguments, training_arguments: MEViTTrainingArguments
-) -> tuple[FineTuningTrainer, PictureDataset | None]:
+) -> tuple[FineTuningTrainer, ImageClassificationDataset | None]:
     """Data, image processor, model and trainer, from the arguments. All are checked before anything is written.
 
     Returns:
@@ -284,7 +284,7 @@ def prepare(
     model = make_model(model_arguments, data_arguments.image_size, splits["train"].features["label"].names)
 
     testing = evaluation_transform(image_processor)
-    train_set = PictureDataset(
+    train_set = ImageClassificationDataset(
         splits["train"], train_transform(image_processor, data_arguments.auto_augment), seed=training_arguments.seed
     )
     trainer_class = MEViTTrainer if model_arguments.architecture == "mevit" else FineTuningTrainer
@@ -292,12 +292,12 @@ def prepare(
         model=model,
         args=training_arguments,
         train_dataset=train_set,
-        eval_dataset=PictureDataset(splits["validation"], testing),
+        eval_dataset=ImageClassificationDataset(splits["validation"], testing),
         processing_class=image_processor,
         compute_metrics=accuracy_of(model.config.exit_layers),
     )
     choosing = data_arguments.selection_fraction > 0
-    return trainer, None if choosing else PictureDataset(splits["test"], testing)
+    return trainer, None if choosing else ImageClassificationDataset(splits["test"], testing)
 
 
 def make_image_processor(model_arguments: ModelArguments, data_arguments: DataArguments) -> DeiTImageProcessor:
@@ -341,7 +341,7 @@ def make_model(
         settings = {"exit_layers": model_arguments.exit_layers, **settings}
     else:
         model_class, config_class = TransFGForImageClassification, TransFGConfig
-    check_names(config_class, further_fields)
+    validate_config_fields(config_class, further_fields)
     if model_arguments.backbone:
         return model_class.from_vit(model_arguments.backbone, **settings)
     return model_class(config_class(**settings))
@@ -408,7 +408,7 @@ def recipe(
     return settings
 
 
-def is_finished(checkpoint: str, training_arguments: MEViTTrainingArguments) -> bool:
+def training_is_complete(checkpoint: str, training_arguments: MEViTTrainingArguments) -> bool:
     """Whether a checkpoint already is as far as the arguments want to train."""
     state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
     if training_arguments.max_steps > 0:

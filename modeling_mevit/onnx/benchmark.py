@@ -3,7 +3,7 @@
 """The paper's Table 3 on the machine at hand: size, latency, memory and energy of each way to run a model.
 
 Batch 1. The plain ViT, the model cut at exits, and the early-exit run, each in PyTorch and in ONNX Runtime. Latencies
-are taken in turn, picture by picture, in one process; memory in fresh processes, of which the median counts.
+are taken in turn, image by image, in one process; memory in fresh processes, of which the median counts.
 """
 
 import importlib.util
@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 
-WARM_UP = 5  # pictures before the first one that counts
+WARM_UP = 5  # images before the first one that counts
 
 
 def benchmark(
     checkpoint: str,
     exported: Path,
-    pictures: list[np.ndarray],
+    images: list[np.ndarray],
     *,
     threads: int = 0,
     energy_monitor: Any = None,
@@ -36,27 +36,27 @@ def benchmark(
     Args:
         checkpoint: of the model, calibrated.
         exported: what `mevit export --cascade` made of it.
-        pictures: (1, C, H, W) each, float32, preprocessed.
+        images: (1, C, H, W) each, float32, preprocessed.
         threads: of one operator; the libraries' choice by default.
         energy_monitor: with `begin_window(name)` and `end_window(name)`, as of zeus; without one no energy is given.
         memory_processes: fresh processes for each memory.
 
     Returns:
         A row for each: `name`, `library`, `megabytes` on disk, `median` and `p95` latency in ms, `memory` in MiB
-        (peak, less what the process held before loading), `joules` a picture or None.
+        (peak, less what the process held before loading), `joules` an image or None.
     """
     with tempfile.TemporaryDirectory() as directory:
         ways = _ways(checkpoint, exported, Path(directory))
         runs = {key: _load(*way, threads) for key, way in ways.items()}
         latencies: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-        for number, picture in enumerate([*pictures[:WARM_UP], *pictures]):
+        for number, image in enumerate([*images[:WARM_UP], *images]):
             for key, run in runs.items():
                 start = time.perf_counter()
-                run(picture)
-                if number >= min(WARM_UP, len(pictures)):
+                run(image)
+                if number >= min(WARM_UP, len(images)):
                     latencies[key].append(1000 * (time.perf_counter() - start))
-        joules = {key: _joules(run, pictures, energy_monitor) for key, run in runs.items()}
-        np.save(Path(directory) / "picture.npy", pictures[0])
+        joules = {key: _joules(run, images, energy_monitor) for key, run in runs.items()}
+        np.save(Path(directory) / "image.npy", images[0])
         rows = []
         for key, (kind, path) in ways.items():
             name, library = key
@@ -67,7 +67,7 @@ def benchmark(
                     "megabytes": _size(kind, path) / 1e6,
                     "median": float(np.median(latencies[key])),
                     "p95": float(np.percentile(latencies[key], 95)),
-                    "memory": _peak_memory(kind, path, Path(directory) / "picture.npy", threads, memory_processes),
+                    "memory": _peak_memory(kind, path, Path(directory) / "image.npy", threads, memory_processes),
                     "joules": joules[key],
                 }
             )
@@ -140,7 +140,7 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> dict[tuple[str, s
 
 
 def _load(kind: str, path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    """What runs a model on one picture."""
+    """What runs a model on one image."""
     if kind == "torch":
         return _load_torch(path, threads)
     if kind == "onnx":
@@ -161,8 +161,8 @@ def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
     model = AutoModelForImageClassification.from_pretrained(path).eval()
 
     @torch.inference_mode()
-    def run(picture: np.ndarray) -> Any:
-        return model(torch.from_numpy(picture))
+    def run(image: np.ndarray) -> Any:
+        return model(torch.from_numpy(image))
 
     return run
 
@@ -174,7 +174,7 @@ def _load_onnx(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda picture: session.run(None, {"pixel_values": picture})
+    return lambda image: session.run(None, {"pixel_values": image})
 
 
 def _size(kind: str, path: Path) -> int:
@@ -185,13 +185,13 @@ def _size(kind: str, path: Path) -> int:
     return sum(file.stat().st_size for pattern in patterns for file in path.glob(pattern))
 
 
-def _joules(run: Callable[[np.ndarray], Any], pictures: list[np.ndarray], monitor: Any) -> float | None:
+def _joules(run: Callable[[np.ndarray], Any], images: list[np.ndarray], monitor: Any) -> float | None:
     if monitor is None:
         return None
-    monitor.begin_window("pictures")
-    for picture in pictures:
-        run(picture)
-    return _energy(monitor.end_window("pictures")) / len(pictures)
+    monitor.begin_window("images")
+    for image in images:
+        run(image)
+    return _energy(monitor.end_window("images")) / len(images)
 
 
 def _energy(measured: Any) -> float | None:
@@ -203,9 +203,9 @@ def _energy(measured: Any) -> float | None:
     return sum(parts) if parts else None
 
 
-def _peak_memory(kind: str, path: Path, picture: Path, threads: int, processes: int) -> float:
+def _peak_memory(kind: str, path: Path, image: Path, threads: int, processes: int) -> float:
     """MiB that a fresh process takes at most for loading and running, more than it held before; median of several."""
-    command = [sys.executable, str(Path(__file__).resolve()), kind, str(path), str(picture), str(threads)]
+    command = [sys.executable, str(Path(__file__).resolve()), kind, str(path), str(image), str(threads)]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(processes)]
     return float(np.median([float(run.stdout.split()[-1]) for run in runs]))
 
@@ -218,10 +218,10 @@ def _module(file: Path) -> ModuleType:
     return module
 
 
-def _fresh_process(kind: str, path: Path, picture: Path, threads: int) -> None:
+def _fresh_process(kind: str, path: Path, image: Path, threads: int) -> None:
     """What the fresh process does: imports, looks at its memory, loads, runs, and prints the difference."""
     memory = _module(Path(__file__).parents[1] / "process_memory.py")
-    inputs = np.load(picture)
+    inputs = np.load(image)
     if kind == "torch":
         import transformers  # noqa: F401
 

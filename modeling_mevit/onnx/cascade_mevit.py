@@ -1,17 +1,17 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read picture files.
+"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read image files.
 
-    python cascade_mevit.py DIRECTORY picture.jpg …
+    python cascade_mevit.py DIRECTORY image.jpg …
 
 or, in a program:
 
     cascade = Cascade("DIRECTORY")
-    logits, exit_layer = cascade(cascade.preprocess(["picture.jpg"]))
+    logits, exit_layer = cascade(cascade.preprocess(["image.jpg"]))
 
 The directory holds cascade.json, which describes everything, and two graphs for each exit: a stage, from the exit
 before to the keys and values of this exit's layer, and its rows, which finish that layer for [CLS] first, and for the
-other tokens only where a picture goes on.
+other tokens only where an image goes on.
 """
 
 import json
@@ -26,7 +26,7 @@ BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
 
 
 class Cascade:
-    """An exported cascade, whose later stages run on the pictures that go on alone.
+    """An exported cascade, whose later stages run on the images that go on alone.
 
     Args:
         directory: of the export.
@@ -35,7 +35,7 @@ class Cascade:
         threads: of one operator; ONNX Runtime's choice by default.
 
     Attributes:
-        borderline: how many of the pictures that ran so far had, at an exit that they reached, a score within 1e-4 of
+        borderline: how many of the images that ran so far had, at an exit that they reached, a score within 1e-4 of
             its threshold. Another runtime may let these leave at another exit.
 
     Raises:
@@ -73,24 +73,24 @@ class Cascade:
         self.borderline = 0
 
     def __call__(self, pixel_values, early_exit=None, exit_thresholds=None):
-        """Classifies pictures.
+        """Classifies images.
 
         Args:
             pixel_values: (B, C, H, W), float32, as `preprocess` gives them.
-            early_exit: whether pictures leave early; what cascade.json says by default.
+            early_exit: whether images leave early; what cascade.json says by default.
             exit_thresholds: one number, or one for each exit but the last; the export's by default.
 
         Returns:
-            logits (B, L), float32, of the exit that each picture took, and exit_layer (B,), int64.
+            logits (B, L), float32, of the exit that each image took, and exit_layer (B,), int64.
 
         Raises:
-            ValueError: where pictures have another shape or type, or thresholds are missing, of the wrong number, NaN,
+            ValueError: where images have another shape or type, or thresholds are missing, of the wrong number, NaN,
                 or given to a run that does not leave early.
         """
         pixel_values = self._checked(pixel_values)
         thresholds = self._thresholds(early_exit, exit_thresholds)
         last = len(self.stages) - 1
-        labels_so_far = []  # of all pictures, for patience
+        labels_so_far = []  # of all images, for patience
         logits_of_all = np.zeros((len(pixel_values), len(self.config["labels"])), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
         is_borderline = np.zeros(len(pixel_values), dtype=bool)
@@ -118,10 +118,10 @@ class Cascade:
         return logits_of_all, exit_layer
 
     def every_exit(self, pixel_values):
-        """Runs pictures (B, C, H, W) to the end: logits (B, E, L) of every exit, and scores (B, E), or None.
+        """Runs images (B, C, H, W) to the end: logits (B, E, L) of every exit, and scores (B, E), or None.
 
         Raises:
-            ValueError: where pictures have another shape or type.
+            ValueError: where images have another shape or type.
         """
         pixel_values = self._checked(pixel_values)
         has_scores = self.config["policy"] != "patience"
@@ -140,9 +140,9 @@ class Cascade:
         return logits, np.stack([answers["score"] for answers in given], axis=1) if has_scores else None
 
     def _walk(self, pixel_values, leaves):
-        """Takes pictures from stage to stage. `leaves(place, samples, answers)` says which of them leave there."""
+        """Takes images from stage to stage. `leaves(place, samples, answers)` says which of them leave there."""
         state = pixel_values
-        samples = np.arange(len(state))  # which pictures are still in the batch
+        samples = np.arange(len(state))  # which images are still in the batch
         for place, (stage, rows) in enumerate(self.stages):
             if not len(samples):
                 return
@@ -160,25 +160,25 @@ class Cascade:
             patch_rows = _run_rows(rows, state[:, 1:], normed[:, 1:], keys, values)["rows"]
             state = np.concatenate((cls_row, patch_rows), axis=1)
 
-    def preprocess(self, pictures):
-        """Reads pictures (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
+    def preprocess(self, images):
+        """Reads images (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
         from PIL import Image, ImageOps
 
         settings = self.config["preprocessing"]
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
         batch = []
-        for picture in pictures:
-            if not isinstance(picture, Image.Image):
-                picture = Image.open(picture)
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
+        for image in images:
+            if not isinstance(image, Image.Image):
+                image = Image.open(image)
+            image = ImageOps.exif_transpose(image).convert("RGB")
             if settings["resize"]:
                 height, width = settings["resize"]
-                picture = picture.resize((width, height), resample=settings["resample"])
+                image = image.resize((width, height), resample=settings["resample"])
             if settings["crop"]:
                 height, width = settings["crop"]
-                left, top = (picture.width - width) // 2, (picture.height - height) // 2
-                picture = picture.crop((left, top, left + width, top + height))
-            pixels = np.asarray(picture, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings["rescale"])
+                left, top = (image.width - width) // 2, (image.height - height) // 2
+                image = image.crop((left, top, left + width, top + height))
+            pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings["rescale"])
             batch.append((pixels - mean) / std)
         return np.stack(batch)
 
@@ -201,7 +201,7 @@ class Cascade:
             early_exit = self.config["early_exit"]
         if not early_exit:
             if given is not None:
-                raise ValueError("exit_thresholds are for early_exit=True; without it no picture leaves early.")
+                raise ValueError("exit_thresholds are for early_exit=True; without it no image leaves early.")
             return None
         if is_patience:
             if given is not None:
@@ -250,9 +250,9 @@ def _share_one_allocator():
 
 
 def main(arguments):
-    """Prints label, probability and exit layer of each picture file."""
+    """Prints label, probability and exit layer of each image file."""
     if len(arguments) < 2:
-        sys.exit("usage: python cascade_mevit.py DIRECTORY picture.jpg …")
+        sys.exit("usage: python cascade_mevit.py DIRECTORY image.jpg …")
     directory, *files = arguments
     try:
         cascade = Cascade(directory)
@@ -261,7 +261,7 @@ def main(arguments):
     for file in files:
         try:
             pixel_values = cascade.preprocess([file])
-        except OSError as error:  # also of a file that is no picture
+        except OSError as error:  # also of a file that is no image
             sys.exit(f"cascade_mevit.py: error: {error}")
         logits, exit_layer = cascade(pixel_values)
         probabilities = np.exp(logits[0] - logits[0].max())

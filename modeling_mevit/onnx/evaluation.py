@@ -20,12 +20,12 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
     Args:
         directory: what `mevit export --cascade` wrote.
         dataset: of `{"pixel_values": (3, H, W), "labels": int}`.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
 
     Returns:
-        `pictures`, `accuracy`, `accuracy_of_last_exit` (of `model.onnx`), `cost`, `left_at`, `borderline` (how many
-        had a score within 1e-4 of a threshold, so that PyTorch may have them leave elsewhere), `pictures_per_second`,
-        `full_pictures_per_second` (of `model.onnx`) and `time`, relative to it.
+        `images`, `accuracy`, `full_model_accuracy` (of `model.onnx`), `cost`, `exit_counts`, `borderline` (how many
+        had a score within 1e-4 of a threshold, so that PyTorch may have them leave elsewhere), `images_per_second`,
+        `full_images_per_second` (of `model.onnx`) and `time`, relative to it.
 
     Raises:
         ValueError: where files are missing or damaged, or early exit is off in the export.
@@ -44,14 +44,14 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
 
     right, right_at_last, exit_layers, seconds, full_seconds = [], [], [], 0.0, 0.0
     for number, batch in enumerate(tqdm(DataLoader(dataset, batch_size), desc="cascade", unit="batch")):
-        pictures, labels = batch["pixel_values"].numpy(), batch["labels"].numpy()
+        images, labels = batch["pixel_values"].numpy(), batch["labels"].numpy()
         if number == 0:  # what the first call of each sets up is not counted
-            cascade(pictures), full.run(["logits"], {"pixel_values": pictures})
+            cascade(images), full.run(["logits"], {"pixel_values": images})
             cascade.borderline = 0
         start = time.perf_counter()
-        logits, exit_layer = cascade(pictures)
+        logits, exit_layer = cascade(images)
         middle = time.perf_counter()
-        (last_logits,) = full.run(["logits"], {"pixel_values": pictures})
+        (last_logits,) = full.run(["logits"], {"pixel_values": images})
         seconds, full_seconds = seconds + middle - start, full_seconds + time.perf_counter() - middle
         right.append(logits.argmax(-1) == labels)
         right_at_last.append(last_logits.argmax(-1) == labels)
@@ -59,13 +59,13 @@ def evaluate_cascade(directory: Path, dataset: Dataset, *, batch_size: int = 32)
     taken = np.concatenate(exit_layers)
     costs = {stage["exit_layer"]: stage["cost"] for stage in cascade.config["stages"]}
     return {
-        "pictures": len(taken),
+        "images": len(taken),
         "accuracy": float(np.concatenate(right).mean()),
-        "accuracy_of_last_exit": float(np.concatenate(right_at_last).mean()),
+        "full_model_accuracy": float(np.concatenate(right_at_last).mean()),
         "cost": float(np.mean([costs[layer] for layer in taken])),
-        "left_at": {str(layer): int((taken == layer).sum()) for layer in costs},
+        "exit_counts": {str(layer): int((taken == layer).sum()) for layer in costs},
         "borderline": cascade.borderline,
-        "pictures_per_second": len(taken) / seconds,
-        "full_pictures_per_second": len(taken) / full_seconds,
+        "images_per_second": len(taken) / seconds,
+        "full_images_per_second": len(taken) / full_seconds,
         "time": seconds / full_seconds,
     }

@@ -17,11 +17,11 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..calibration import Certificate
-from ..cost import early_exit_costs
+from ..cost import dynamic_exit_costs
 from ..data import height_and_width
 from ..modeling_mevit import MEViTForImageClassification
 from . import cascade_mevit
-from .graphs import ExitGraph, Graph, RowsGraph, StageGraph, file_of_exit
+from .graphs import ExitGraph, Graph, QueryGraph, StageGraph, file_of_exit
 from .quantize import Quantization
 
 
@@ -77,7 +77,7 @@ def export(
         quantization: what to lower the precision with, once the float32 files are right.
 
     Raises:
-        ValueError: where the model has not what is asked for, the runtime cannot prepare pictures as the image
+        ValueError: where the model has not what is asked for, the runtime cannot prepare images as the image
             processor does, or `output` holds something.
         ExportError: where a file's outputs differ from PyTorch's.
     """
@@ -94,7 +94,7 @@ def export(
         if len(config.exit_layers) < 2:
             raise ValueError(f"the model has one exit only, {config.exit_layers}; a cascade needs an early one.")
     if cascade and early_exit:
-        config.thresholds_of_early_exits()  # says that it has none
+        config.resolve_exit_thresholds()  # says that it has none
         if quantization and config.exit_policy != "patience" and config.calibration is None:
             raise ValueError(
                 "the thresholds were set by hand, and scores move in a lower precision; "
@@ -108,7 +108,7 @@ def export(
     if cascade:
         for layer in config.exit_layers:
             graphs[f"stage_{layer}.onnx"] = StageGraph(model, layer)
-            graphs[f"rows_{layer}.onnx"] = RowsGraph(model, layer)
+            graphs[f"rows_{layer}.onnx"] = QueryGraph(model, layer)
 
     def write(directory: Path) -> Certificate | None:
         written, recalibrated = copy.deepcopy(config), None
@@ -158,7 +158,7 @@ def cascade_description(
 ) -> dict[str, Any]:
     """What `cascade.json` holds: all that the runtime has to know."""
     config = model.config
-    costs = early_exit_costs(config)
+    costs = dynamic_exit_costs(config)
     height, width = height_and_width(config.image_size)
     has_thresholds = config.exit_thresholds is not None and config.exit_policy != "patience"
     return {
@@ -170,14 +170,14 @@ def cascade_description(
                 "cost": costs[layer],
                 **{
                     f"{direction}_of_{kind}": list(getattr(graph, f"axes_of_{direction}"))
-                    for kind, graph in (("stage", StageGraph(model, layer)), ("rows", RowsGraph(model, layer)))
+                    for kind, graph in (("stage", StageGraph(model, layer)), ("rows", QueryGraph(model, layer)))
                     for direction in ("inputs", "outputs")
                 },
             }
             for layer in config.exit_layers
         ],
         "policy": config.exit_policy,
-        "thresholds": config.thresholds_of_early_exits() if has_thresholds else None,
+        "thresholds": config.resolve_exit_thresholds() if has_thresholds else None,
         "patience": config.patience,
         "early_exit": early_exit,
         "calibration": config.calibration,
@@ -189,10 +189,10 @@ def cascade_description(
 
 
 def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int]) -> dict[str, Any]:
-    """What the runtime does to a picture: `resize` and `crop` (height and width, or None), then the values.
+    """What the runtime does to an image: `resize` and `crop` (height and width, or None), then the values.
 
     Raises:
-        ValueError: where the image processor does something else, or its pictures are not of the model's `size`.
+        ValueError: where the image processor does something else, or its images are not of the model's `size`.
     """
 
     def sides(name: str) -> list[int]:
@@ -206,7 +206,7 @@ def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int])
     resize = sides("size") if image_processor.do_resize else None
     crop = sides("crop_size") if getattr(image_processor, "do_center_crop", False) else None
     if (crop or resize) != list(size):
-        raise ValueError(f"the image processor makes pictures of {crop or resize}; the model needs {list(size)}.")
+        raise ValueError(f"the image processor makes images of {crop or resize}; the model needs {list(size)}.")
     channels = 3
     normalizes = image_processor.do_normalize
     return {
@@ -220,20 +220,20 @@ def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int])
 
 
 def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_mevit.Cascade) -> None:
-    """Has the runtime of an export and the image processor read a picture of noise.
+    """Has the runtime of an export and the image processor read an image of noise.
 
     Raises:
         ExportError: where they differ by more than half a grey level on average.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    expected = np.asarray(image_processor(picture, return_tensors="np")["pixel_values"])
+    image = Image.fromarray(pixels)
+    expected = np.asarray(image_processor(image, return_tensors="np")["pixel_values"])
     settings = cascade.config["preprocessing"]
     grey_level = settings["rescale"] / min(settings["std"])
-    difference = np.abs(cascade.preprocess([picture]) - expected).mean()
+    difference = np.abs(cascade.preprocess([image]) - expected).mean()
     if not difference <= grey_level / 2:
         raise ExportError(
-            f"the runtime prepares pictures otherwise than the image processor: they differ by "
+            f"the runtime prepares images otherwise than the image processor: they differ by "
             f"{difference / grey_level:.1f} grey levels on average."
         )
 
@@ -242,12 +242,12 @@ def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_
 def compare_cascade(
     model: MEViTForImageClassification, cascade: cascade_mevit.Cascade, tolerance: float = TOLERANCE
 ) -> None:
-    """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where pictures leave.
+    """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where images leave.
 
     They leave under thresholds in the midst of their scores, so that some go on at every exit.
 
     Raises:
-        ExportError: where logits differ by more than `tolerance`, or a picture leaves elsewhere, unless one of its
+        ExportError: where logits differ by more than `tolerance`, or an image leaves elsewhere, unless one of its
             scores is borderline.
     """
     config = model.config
@@ -274,7 +274,7 @@ def compare_cascade(
         != model(pixel_values, early_exit=True, exit_thresholds=thresholds).exit_layer.numpy()
     ) & ~borderline
     if elsewhere.any():
-        raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} pictures leave the cascade at another exit.")
+        raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} images leave the cascade at another exit.")
 
 
 def _export_and_compare(graphs: dict[str, Graph], directory: Path, opset: int) -> None:

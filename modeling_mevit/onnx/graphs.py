@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphs that are exported, as modules around the trained ones, each with its Optimum config.
 
-One graph for a model cut at an exit: pictures in, logits and score out. And for the cascade two graphs for each exit
+One graph for a model cut at an exit: images in, logits and score out. And for the cascade two graphs for each exit
 k, so that each weight lies in one graph only:
 
-- stage: from what the exit before left (or from the pictures) through the layers in between, to the keys and values of
+- stage: from what the exit before left (or from the images) through the layers in between, to the keys and values of
   layer k for all tokens;
 - rows: layer k's output for some rows of tokens, and the exit's logits and score from the first of them. It is run on
-  [CLS] first, and then on the other tokens of the pictures that go on.
+  [CLS] first, and then on the other tokens of the images that go on.
 
-B pictures, N tokens of width d, R of them as rows, H heads.
+B images, N tokens of width d, R of them as rows, H heads.
 """
 
 import copy
@@ -21,7 +21,7 @@ from optimum.exporters.onnx.model_configs import ViTOnnxConfig
 from torch import Tensor, nn
 
 from ..data import height_and_width
-from ..encoder_layer_mevit import encoder_layers, keys_values, layer_rows
+from ..encoder_layer_mevit import encoder_layers, project_keys_values, layer_outputs
 from ..exit_policy_mevit import SCORES, exit_scores
 from ..modeling_mevit import MEViTForImageClassification, patch_grid
 
@@ -58,7 +58,7 @@ class Graph(nn.Module):
     def onnx_config(self) -> "GraphOnnxConfig":
         return GraphOnnxConfig(self)
 
-    def _pictures(self) -> Tensor:
+    def _images(self) -> Tensor:
         return torch.randn(DUMMY_BATCH, self.config.num_channels, *height_and_width(self.config.image_size))
 
     def _states(self, tokens: int) -> Tensor:
@@ -109,7 +109,7 @@ class ExitGraph(Graph):
         return self._answers()
 
     def dummy_inputs(self) -> dict[str, Tensor]:
-        return {"pixel_values": self._pictures()}
+        return {"pixel_values": self._images()}
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         outputs = self.model(pixel_values, early_exit=False)
@@ -149,18 +149,18 @@ class StageGraph(Graph):
     def dummy_inputs(self) -> dict[str, Tensor]:
         if self.embeddings is None:
             return {"previous": self._states(self.tokens)}
-        return {"pixel_values": self._pictures()}
+        return {"pixel_values": self._images()}
 
     def forward(self, previous: Tensor | None = None, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
         hidden_state = previous if self.embeddings is None else self.embeddings(pixel_values)
         for layer in self.layers:
             hidden_state = layer(hidden_state)
-        normed, keys, values = keys_values(self.exit_layer, hidden_state)
+        normed, keys, values = project_keys_values(self.exit_layer, hidden_state)
         outputs = {"normed": normed, "keys": keys, "values": values}
         return {"hidden_state": hidden_state, **outputs} if self.changes_state else outputs
 
 
-class RowsGraph(Graph):
+class QueryGraph(Graph):
     """An exit's layer for R of its tokens: `hidden_rows` and `normed_rows` (B, R, d), `keys` and `values` → `rows`.
 
     Outputs: `rows` (B, R, d), and `logits` (B, L) and `score` (B,) of the exit, which mean something where the first
@@ -189,7 +189,7 @@ class RowsGraph(Graph):
         return {**states, "keys": self._heads(), "values": self._heads()}
 
     def forward(self, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        rows = layer_rows(self.layer, hidden_rows, normed_rows, keys, values)
+        rows = layer_outputs(self.layer, hidden_rows, normed_rows, keys, values)
         state, logits = self.exit(self.norm(rows[:, 0]))
         answers = {"rows": rows, "logits": logits}
         if self.has_score:

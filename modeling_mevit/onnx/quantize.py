@@ -3,9 +3,9 @@
 """Exported graphs in lower precision, thresholds that fit their scores, and what it costs in accuracy.
 
 int8 multiplies weights and activations of MatMul and Gemm as integers and leaves the exits' heads, the attention's own
-products and everything else in float32. Activation ranges come from training pictures, or with int8-dynamic from the
-batch at hand, so that an answer then depends on the pictures beside it. Thresholds are chosen anew on calibration
-pictures, since scores move.
+products and everything else in float32. Activation ranges come from training images, or with int8-dynamic from the
+batch at hand, so that an answer then depends on the images beside it. Thresholds are chosen anew on calibration
+images, since scores move.
 """
 
 import json
@@ -24,9 +24,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..calibration import Certificate, calibrate, turn_off, turn_on
+from ..calibration import Certificate, calibrate, disable_early_exit, enable_early_exit
 from ..configuration_mevit import MEViTConfig
-from ..exit_record import ExitRecord
+from ..exit_record import ExitPredictions
 from .cascade_mevit import Cascade
 
 
@@ -41,11 +41,11 @@ class Quantization:
 
     Args:
         precision: one of `PRECISIONS`.
-        training: data set of training pictures, `{"pixel_values", "labels"}`, for the ranges of activations.
-        calibration: data set of calibration pictures, for thresholds and for the report.
-        source: what describes the calibration pictures, for the config.
+        training: data set of training images, `{"pixel_values", "labels"}`, for the ranges of activations.
+        calibration: data set of calibration images, for thresholds and for the report.
+        source: what describes the calibration images, for the config.
         reduce_range: see [`convert`].
-        training_pictures: how many of the training pictures are used, drawn at random.
+        training_images: how many of the training images are used, drawn at random.
     """
 
     precision: str
@@ -53,7 +53,7 @@ class Quantization:
     calibration: Dataset
     source: dict[str, Any]
     reduce_range: bool | None = None
-    training_pictures: int = 128
+    training_images: int = 128
 
     def apply(self, directory: Path, config: MEViTConfig) -> Certificate | None:
         """Lowers the precision of a float32 export in place, and writes `precision.json`: what that costs.
@@ -66,9 +66,9 @@ class Quantization:
             What [`recalibrate`] found, None where there was nothing to calibrate.
         """
         before = accuracies(directory, self.calibration)
-        drawn = np.random.default_rng(0).permutation(len(self.training))[: self.training_pictures]
-        pictures = [self.training[int(index)]["pixel_values"][None].numpy() for index in drawn]
-        convert(directory, self.precision, pictures, reduce_range=self.reduce_range)
+        drawn = np.random.default_rng(0).permutation(len(self.training))[: self.training_images]
+        images = [self.training[int(index)]["pixel_values"][None].numpy() for index in drawn]
+        convert(directory, self.precision, images, reduce_range=self.reduce_range)
         after = accuracies(directory, self.calibration)
         found = None
         if config.calibration and (directory / "cascade.json").is_file():
@@ -76,10 +76,10 @@ class Quantization:
             record = record_cascade(Cascade(directory), self.calibration, batch_size=alone)
             found = recalibrate(directory, config, record, self.source)
         elif config.exit_policy != "patience":
-            turn_off(config)  # thresholds are of float32 scores
+            disable_early_exit(config)  # thresholds are of float32 scores
         report = {
             "precision": self.precision,
-            "pictures": len(self.calibration),
+            "images": len(self.calibration),
             "accuracy": {name: {"float32": before[name], self.precision: after[name]} for name in before},
             "early_exit": asdict(found.granted.outcome) if found and found.granted else None,
             "refused": asdict(found.refused.outcome) if found and found.refused else None,
@@ -89,14 +89,14 @@ class Quantization:
 
 
 def convert(
-    directory: Path, precision: str, pictures: Iterable[np.ndarray], *, reduce_range: bool | None = None
+    directory: Path, precision: str, images: Iterable[np.ndarray], *, reduce_range: bool | None = None
 ) -> None:
     """Rewrites every graph of an export in another precision. Inputs and outputs stay float32.
 
     Args:
         directory: of a float32 export.
         precision: `"float16"`, `"int8"` (static) or `"int8-dynamic"`.
-        pictures: (1, C, H, W) each, of training; read once for each graph, by `"int8"` only.
+        images: (1, C, H, W) each, of training; read once for each graph, by `"int8"` only.
         reduce_range: whether weights take 7 bits, so that sums of products fit where the processor has no VNNI. By
             default as this processor needs it.
     """
@@ -126,7 +126,7 @@ def convert(
         quantize_static(
             file,
             target,
-            _Feeds(_inputs_of(file, pictures)),
+            _Feeds(_inputs_of(file, images)),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QInt8 if is_arm else QuantType.QUInt8,
             **settings,
@@ -145,8 +145,8 @@ def needs_reduced_range() -> bool:
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
-def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) -> ExitRecord:
-    """Runs an exported cascade to its end on every picture: what each exit says of it."""
+def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) -> ExitPredictions:
+    """Runs an exported cascade to its end on every image: what each exit says of it."""
     labels, predictions, scores = [], [], []
     for batch in tqdm(DataLoader(dataset, batch_size), desc="cascade", unit="batch"):
         logits, given = cascade.every_exit(batch["pixel_values"].numpy())
@@ -154,7 +154,7 @@ def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) 
         predictions.append(logits.argmax(-1))
         scores.append(given)
     policy = cascade.config["policy"]
-    return ExitRecord(
+    return ExitPredictions(
         exit_layers=cascade.exit_layers,
         costs=np.array([stage["cost"] for stage in cascade.config["stages"]]),
         labels=np.concatenate(labels),
@@ -163,14 +163,14 @@ def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) 
     )
 
 
-def recalibrate(directory: Path, config: MEViTConfig, record: ExitRecord, source: dict[str, Any]) -> Certificate:
+def recalibrate(directory: Path, config: MEViTConfig, record: ExitPredictions, source: dict[str, Any]) -> Certificate:
     """Chooses the thresholds of an exported cascade anew, for the promise that the model was calibrated for.
 
     Args:
         directory: of the export; its cascade.json is rewritten.
         config: of the model, calibrated; it is changed.
-        record: of the cascade on calibration pictures.
-        source: what describes those pictures.
+        record: of the cascade on calibration images.
+        source: what describes those images.
 
     Returns:
         What was found. Where nothing is granted, early exit is off in the export.
@@ -184,9 +184,9 @@ def recalibrate(directory: Path, config: MEViTConfig, record: ExitRecord, source
         num_labels=config.num_labels,
     )
     if found.granted:
-        turn_on(config, found.granted, before["promise"], per_exit=before.get("per_exit", False), source=source)
+        enable_early_exit(config, found.granted, before["promise"], per_exit=before.get("per_exit", False), source=source)
     else:
-        turn_off(config)
+        disable_early_exit(config)
 
     file = directory / "cascade.json"
     description = json.loads(file.read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def recalibrate(directory: Path, config: MEViTConfig, record: ExitRecord, source
 
 
 def accuracies(directory: Path, dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
-    """Accuracy of each graph that takes a picture to its logits: file name → share of pictures."""
+    """Accuracy of each graph that takes an image to its logits: file name → share of images."""
     files = [
         file for file in sorted(directory.glob("*.onnx")) if file.stem == "model" or file.stem.startswith("exit_")
     ]
@@ -242,10 +242,10 @@ class _Recorder:
         return self.session.run(names, inputs)
 
 
-def _inputs_of(file: Path, pictures: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """What a graph of an export is fed while pictures run through it: itself, or the cascade that it is a part of."""
-    if _takes_pictures(file):
-        yield from ({"pixel_values": picture} for picture in pictures)
+def _inputs_of(file: Path, images: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """What a graph of an export is fed while images run through it: itself, or the cascade that it is a part of."""
+    if _takes_images(file):
+        yield from ({"pixel_values": image} for image in images)
         return
     cascade = Cascade(file.parent)
     stages = cascade.config["stages"]
@@ -254,14 +254,14 @@ def _inputs_of(file: Path, pictures: Iterable[np.ndarray]) -> Iterator[dict[str,
     which = 0 if file.name == stages[place]["stage"] else 1
     recorder = pair[which] = _Recorder(pair[which])
     cascade.stages[place] = tuple(pair)
-    for picture in pictures:
-        cascade.every_exit(picture)
+    for image in images:
+        cascade.every_exit(image)
         yield from recorder.feeds
         recorder.feeds.clear()
 
 
-def _takes_pictures(file: Path) -> bool:
-    """Whether a graph goes from pictures to logits, and is no part of a cascade."""
+def _takes_images(file: Path) -> bool:
+    """Whether a graph goes from images to logits, and is no part of a cascade."""
     return file.stem == "model" or file.stem.startswith("exit_")
 
 

@@ -45,7 +45,7 @@ class MEViTCascade:
         early_exit: bool | None = None,
         exit_thresholds: Sequence[float] | float | None = None,
     ) -> MEViTOutput:
-        """Classifies pictures (B, C, H, W).
+        """Classifies images (B, C, H, W).
 
         Returns:
             With early exit `logits` (B, L) and `exit_layer` (B,) of the exits taken, else the last exit's `logits`,
@@ -54,13 +54,13 @@ class MEViTCascade:
         Raises:
             ValueError: what [`Cascade`] raises.
         """
-        pictures = pixel_values.cpu().float().numpy() if isinstance(pixel_values, Tensor) else pixel_values
+        images = pixel_values.cpu().float().numpy() if isinstance(pixel_values, Tensor) else pixel_values
         if early_exit is None:
             early_exit = self.cascade.config["early_exit"]
         if early_exit or exit_thresholds is not None:  # thresholds without early exit are refused there
-            logits, exit_layer = self.cascade(pictures, early_exit, exit_thresholds)
+            logits, exit_layer = self.cascade(images, early_exit, exit_thresholds)
             return MEViTOutput(logits=torch.from_numpy(logits), exit_layer=torch.from_numpy(exit_layer))
-        exit_logits, scores = self.cascade.every_exit(pictures)
+        exit_logits, scores = self.cascade.every_exit(images)
         return MEViTOutput(
             logits=torch.from_numpy(exit_logits[:, -1]),
             exit_logits=torch.from_numpy(exit_logits),

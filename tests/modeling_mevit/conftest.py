@@ -11,8 +11,8 @@ from PIL import Image
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
 from modeling_mevit.data import image_processor_for
-from tests.pictures import write_colours
-from tests.tiny import TINY
+from tests.helpers.images import write_colours
+from tests.helpers.models import TINY
 
 
 COLOURS = {"crimson": (200, 20, 60), "teal": (0, 128, 128)}
@@ -32,9 +32,9 @@ def trained(tmp_path_factory, photos) -> Path:
     model = MEViTForImageClassification(MEViTConfig(**settings))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=16)
-    pictures = [(Image.open(file), file.parent.name) for file in sorted(photos.glob("validation/*/*.png"))]
-    pixel_values = processor([picture for picture, _ in pictures], return_tensors="pt")["pixel_values"]
-    labels = torch.tensor([model.config.label2id[name] for _, name in pictures])
+    images = [(Image.open(file), file.parent.name) for file in sorted(photos.glob("validation/*/*.png"))]
+    pixel_values = processor([image for image, _ in images], return_tensors="pt")["pixel_values"]
+    labels = torch.tensor([model.config.label2id[name] for _, name in images])
     for _ in range(30):
         optimizer.zero_grad()
         model(pixel_values, labels).loss.backward()

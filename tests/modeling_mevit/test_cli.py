@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from modeling_mevit import MEViTForImageClassification
-from modeling_mevit.evaluation import plain_vit
+from modeling_mevit.early_exit.evaluation import plain_vit
 
 
 def config_of(checkpoint: Path) -> dict:
@@ -30,7 +30,7 @@ def test_calibrates_for_a_cost_and_a_pipeline_then_leaves_early(mevit, checkpoin
     calibration = config["calibration"]
     assert calibration["promise"] == {"max_cost": 0.6} and calibration["measured"]["cost"] <= 0.6
     assert calibration["data"]["name"] == photos.name and calibration["data"]["split"] == "validation"
-    assert calibration["measured"]["pictures"] == 80
+    assert calibration["measured"]["images"] == 80
     assert (checkpoint / "model.safetensors").read_bytes() == weights
 
     classify = pipeline("image-classification", model=str(checkpoint))
@@ -50,7 +50,7 @@ def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, thres
     assert config["exit_policy"] == "confidence"
     calibration = config["calibration"]
     assert calibration["promise"] == {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound}
-    assert calibration["measured"]["pictures"] == (80 if thresholds == "shared" else 53)
+    assert calibration["measured"]["images"] == (80 if thresholds == "shared" else 53)
     card = (checkpoint / "README.md").read_text()
     assert "With probability 90% over the draw" in card and card.index("## Early exit") < card.index("## How to load")
     mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
@@ -68,24 +68,24 @@ def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint,
     code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
     assert code == 1
     assert "Nothing that saves cost can be certified for a drop of at most 10.00%" in out
-    assert "no number of pictures would certify it" in out and "Early exit is off" in out
+    assert "no number of images would certify it" in out and "Early exit is off" in out
     config = config_of(checkpoint)
     assert config["early_exit"] is False and config["calibration"] is None and config["exit_thresholds"] is None
     assert "## Early exit" not in (checkpoint / "README.md").read_text()
 
 
-def test_says_how_many_pictures_would_certify(mevit, checkpoint, photos):
+def test_says_how_many_images_would_certify(mevit, checkpoint, photos):
     promise = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
     code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
     assert code == 1 and "Nothing that saves cost can be certified" in out
     assert (
-        "harms 0 of 80 (0.00%) and corrects 0; at these rates 299 pictures would certify it by the harm bound" in out
+        "harms 0 of 80 (0.00%) and corrects 0; at these rates 299 images would certify it by the harm bound" in out
     )
     assert config_of(checkpoint)["early_exit"] is False
     _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--bound", "difference")
-    assert "452 pictures would certify it by the difference bound" in out
+    assert "452 images would certify it by the difference bound" in out
     _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--thresholds", "per-exit")
-    assert "harms 0 of 53" in out and "449 pictures would certify it" in out  # 299 are two thirds of them
+    assert "harms 0 of 53" in out and "449 images would certify it" in out  # 299 are two thirds of them
 
 
 @pytest.mark.parametrize("budget", [("--max-cost", "1"), ("--max-accuracy-drop", "0")])
@@ -96,7 +96,7 @@ def test_says_where_running_to_the_end_is_best(mevit, checkpoint, photos, budget
         weights[f"exits.{layer}.classifier.weight"] *= -1
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     code, out = mevit("calibrate", checkpoint, "--data", photos, *budget, "--policy", "confidence")
-    assert code == 1 and "no setting that lets a picture leave early is better than running to the end" in out
+    assert code == 1 and "no setting that lets an image leave early is better than running to the end" in out
     assert config_of(checkpoint)["early_exit"] is False
 
 
@@ -109,7 +109,7 @@ def test_patience(mevit, checkpoint, photos):
     assert code == 0 and "Early exit: accuracy" in out
 
 
-def test_evaluates_and_writes_json_table_and_picture(mevit, checkpoint, photos, tmp_path):
+def test_evaluates_and_writes_json_table_and_image(mevit, checkpoint, photos, tmp_path):
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--half", "first")
     output = tmp_path / "results"
     plain = tmp_path / "plain"
@@ -118,31 +118,31 @@ def test_evaluates_and_writes_json_table_and_picture(mevit, checkpoint, photos, 
     code, out = mevit("evaluate", checkpoint, "--data", photos, "--plain", plain, "--output", output)
     assert code == 0
     results = json.loads((output / "evaluation.json").read_text())
-    assert results["pictures"] == 40 and results["data"]["split"] == "test"
+    assert results["images"] == 40 and results["data"]["split"] == "test"
     assert [row["exit"] for row in results["exits"]] == [2, 3, 4]
     assert results["plain_accuracy"] == pytest.approx(results["exits"][-1]["accuracy"])
     assert results["policies"]["patience"]["auroc"]["2"] is None
-    assert results["early_exit"]["cost"] < 0.8 and sum(results["early_exit"]["left_at"].values()) == 40
+    assert results["early_exit"]["cost"] < 0.8 and sum(results["early_exit"]["exit_counts"].values()) == 40
     assert (output / "evaluation.md").read_text().strip() in out
     assert "| policy | area | oracle | AUROC 2 | AUROC 3 | AUROC 4 |" in out
     assert Image.open(output / "accuracy_cost.png").size[0] > 500
     assert str(photos) not in (output / "evaluation.json").read_text()
 
 
-def test_the_pictures_that_calibrated_do_not_evaluate(mevit, checkpoint, photos, tmp_path):
+def test_the_images_that_calibrated_do_not_evaluate(mevit, checkpoint, photos, tmp_path):
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
     moved = shutil.copytree(photos, tmp_path / "elsewhere")
     code, _ = mevit("evaluate", checkpoint, "--data", moved, "--split", "validation")
-    assert code.startswith("mevit: error: 80 of these 80 pictures chose the thresholds")
+    assert code.startswith("mevit: error: 80 of these 80 images chose the thresholds")
     assert mevit("evaluate", checkpoint, "--data", moved, "--split", "validation", "--force")[0] == 0
 
 
 def test_nor_do_sets_that_hold_some_of_them(mevit, checkpoint, photos, tmp_path):
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--split", "test", "--half", "first")
     code, _ = mevit("evaluate", checkpoint, "--data", photos)
-    assert code.startswith("mevit: error: 20 of these 40 pictures chose the thresholds")
+    assert code.startswith("mevit: error: 20 of these 40 images chose the thresholds")
     moved = shutil.copytree(photos, tmp_path / "elsewhere")
-    assert "20 of these 40 pictures chose" in mevit("evaluate", checkpoint, "--data", moved)[0]
+    assert "20 of these 40 images chose" in mevit("evaluate", checkpoint, "--data", moved)[0]
     assert mevit("evaluate", checkpoint, "--data", photos, "--half", "second")[0] == 0
 
 

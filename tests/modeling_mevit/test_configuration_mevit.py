@@ -5,8 +5,8 @@ import pytest
 from transformers import AutoConfig
 
 from modeling_mevit import MEViTConfig
-from modeling_mevit.configuration_mevit import check_names
-from tests.tiny import TINY
+from modeling_mevit.configuration_mevit import validate_config_fields
+from tests.helpers.models import TINY
 
 
 def test_exits_are_on_the_later_half_by_default():
@@ -63,11 +63,11 @@ def test_what_allows_no_model_is_refused(settings, message):
 
 
 def test_names_that_are_no_fields_are_refused():
-    check_names(MEViTConfig, ["hidden_size", "num_labels", "id2label", "exit_layers", "attn_implementation"])
+    validate_config_fields(MEViTConfig, ["hidden_size", "num_labels", "id2label", "exit_layers", "attn_implementation"])
     with pytest.raises(
         ValueError, match="exit_layer, hiden_size is no field of MEViTConfig; allowed are .*exit_layers"
     ):
-        check_names(MEViTConfig, ["hiden_size", "exit_layer", "image_size"])
+        validate_config_fields(MEViTConfig, ["hiden_size", "exit_layer", "image_size"])
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_early_exit_settings_are_checked(settings, message):
 
 
 def test_one_threshold_serves_all_early_exits():
-    assert MEViTConfig(**TINY, exit_thresholds=0.25).thresholds_of_early_exits() == [0.25, 0.25]
-    assert MEViTConfig(**TINY, exit_thresholds=[0.25, 0.5]).thresholds_of_early_exits() == [0.25, 0.5]
-    assert MEViTConfig(**TINY).thresholds_of_early_exits([0.1, 0.2]) == [0.1, 0.2]
-    assert MEViTConfig(**TINY).thresholds_of_early_exits(np.float32(0.5)) == [0.5, 0.5]
-    assert MEViTConfig(**TINY).thresholds_of_early_exits(float("-inf")) == [float("-inf")] * 2
+    assert MEViTConfig(**TINY, exit_thresholds=0.25).resolve_exit_thresholds() == [0.25, 0.25]
+    assert MEViTConfig(**TINY, exit_thresholds=[0.25, 0.5]).resolve_exit_thresholds() == [0.25, 0.5]
+    assert MEViTConfig(**TINY).resolve_exit_thresholds([0.1, 0.2]) == [0.1, 0.2]
+    assert MEViTConfig(**TINY).resolve_exit_thresholds(np.float32(0.5)) == [0.5, 0.5]
+    assert MEViTConfig(**TINY).resolve_exit_thresholds(float("-inf")) == [float("-inf")] * 2

@@ -12,7 +12,7 @@ from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data import image_processor_for
 from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.exit_policy_mevit import SCORES, agreement, first_exit
-from tests.tiny import thirds_as_thresholds, tiny_model
+from tests.helpers.models import thirds_as_thresholds, tiny_model
 
 
 ATTENTIONS = ("sdpa", "eager")
@@ -20,19 +20,19 @@ PREDICTORS = [(kind, share) for kind in ("logits", "probabilities", "hidden_stat
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def reference(model: MEViTForImageClassification, pictures: torch.Tensor, thresholds: list[float] | None):
+def reference(model: MEViTForImageClassification, images: torch.Tensor, thresholds: list[float] | None):
     """Logits (B, L) and exit layers (B,) of an early-exit run, from all exits of all samples."""
-    outputs = model(pictures, early_exit=False)
+    outputs = model(images, early_exit=False)
     if model.config.exit_policy == "patience":
         leaves = agreement(outputs.exit_logits.argmax(-1))[:, :-1] >= model.config.patience
     else:
         leaves = outputs.exit_scores[:, :-1] < torch.tensor(thresholds)
     place = first_exit(leaves)
-    return outputs.exit_logits[torch.arange(len(pictures)), place], torch.tensor(model.config.exit_layers)[place]
+    return outputs.exit_logits[torch.arange(len(images)), place], torch.tensor(model.config.exit_layers)[place]
 
 
 def assert_same(outputs, logits, exit_layer):
@@ -44,15 +44,15 @@ def assert_same(outputs, logits, exit_layer):
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("policy", SCORES)
 @torch.no_grad()
-def test_compaction_equals_the_reference_and_one_by_one(pictures, attention, policy):
+def test_compaction_equals_the_reference_and_one_by_one(images, attention, policy):
     model = tiny_model(attn_implementation=attention, exit_policy=policy)
-    thresholds = thirds_as_thresholds(model, pictures)
-    logits, exit_layer = reference(model, pictures, thresholds)
+    thresholds = thirds_as_thresholds(model, images)
+    logits, exit_layer = reference(model, images, thresholds)
     assert set(exit_layer.tolist()) == {2, 3, 4}
 
-    outputs = model(pictures, early_exit=True, exit_thresholds=thresholds)
+    outputs = model(images, early_exit=True, exit_thresholds=thresholds)
     assert_same(outputs, logits, exit_layer)
-    one_by_one = [model(picture[None], early_exit=True, exit_thresholds=thresholds) for picture in pictures]
+    one_by_one = [model(image[None], early_exit=True, exit_thresholds=thresholds) for image in images]
     assert_same(outputs, torch.cat([one.logits for one in one_by_one]), torch.cat([o.exit_layer for o in one_by_one]))
     assert outputs.exit_logits is None and outputs.loss is None
 
@@ -60,85 +60,85 @@ def test_compaction_equals_the_reference_and_one_by_one(pictures, attention, pol
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("patience", [1, 2, 3])
 @torch.no_grad()
-def test_patience_leaves_where_exits_agree(pictures, attention, patience):
+def test_patience_leaves_where_exits_agree(images, attention, patience):
     model = tiny_model(attn_implementation=attention, exit_policy="patience", patience=patience)
-    logits, exit_layer = reference(model, pictures, None)
-    assert_same(model(pictures, early_exit=True), logits, exit_layer)
+    logits, exit_layer = reference(model, images, None)
+    assert_same(model(images, early_exit=True), logits, exit_layer)
     assert set(exit_layer.tolist()) == {1: {2}, 2: {3, 4}, 3: {4}}[patience]
-    assert model(pictures).exit_scores is None
+    assert model(images).exit_scores is None
 
 
 @pytest.mark.parametrize(("kind", "share"), PREDICTORS)
 @torch.no_grad()
-def test_every_uncertainty_predictor(pictures, kind, share):
+def test_every_uncertainty_predictor(images, kind, share):
     model = tiny_model(uncertainty_input=kind, share_uncertainty_predictor=share)
-    thresholds = thirds_as_thresholds(model, pictures)
-    logits, exit_layer = reference(model, pictures, thresholds)
+    thresholds = thirds_as_thresholds(model, images)
+    logits, exit_layer = reference(model, images, thresholds)
     assert set(exit_layer.tolist()) == {2, 3, 4}
-    assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
+    assert_same(model(images, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
 
 
 @torch.no_grad()
-def test_exits_need_not_be_neighbours(pictures):
+def test_exits_need_not_be_neighbours(images):
     model = tiny_model(exit_layers=[1, 4])
-    thresholds = thirds_as_thresholds(model, pictures)
-    logits, exit_layer = reference(model, pictures, thresholds)
+    thresholds = thirds_as_thresholds(model, images)
+    logits, exit_layer = reference(model, images, thresholds)
     assert set(exit_layer.tolist()) == {1, 4}
-    assert_same(model(pictures, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
+    assert_same(model(images, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 24])
 @pytest.mark.parametrize(("threshold", "layer"), [(2.0, 2), (-1.0, 4)])
 @torch.no_grad()
-def test_all_leave_at_once_or_none_does(pictures, samples, threshold, layer):
+def test_all_leave_at_once_or_none_does(images, samples, threshold, layer):
     model = tiny_model()
-    outputs = model(pictures[:samples], early_exit=True, exit_thresholds=threshold)
+    outputs = model(images[:samples], early_exit=True, exit_thresholds=threshold)
     place = model.config.exit_layers.index(layer)
-    expected = model(pictures, early_exit=False).exit_logits[:samples, place]
+    expected = model(images, early_exit=False).exit_logits[:samples, place]
     torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=0)
     assert outputs.exit_layer.tolist() == [layer] * samples
 
 
 @torch.no_grad()
-def test_later_layers_run_on_those_who_go_on_alone(pictures):
+def test_later_layers_run_on_those_who_go_on_alone(images):
     model = tiny_model(exit_layers=[2, 4])
-    thresholds = thirds_as_thresholds(model, pictures)
+    thresholds = thirds_as_thresholds(model, images)
     batches = []
     norms = [layer.layernorm_after for layer in model.vit.modules() if hasattr(layer, "layernorm_after")]
     for norm in norms:
         norm.register_forward_hook(lambda module, args, output: batches.append(tuple(output.shape[:2])))
-    outputs = model(pictures, early_exit=True, exit_thresholds=thresholds)
+    outputs = model(images, early_exit=True, exit_thresholds=thresholds)
     stay = int((outputs.exit_layer == 4).sum())
     # layer 1; layer 2 for [CLS], then for the patches of those who stay; layer 3; layer 4 for [CLS]
     assert batches == [(24, 17), (24, 1), (stay, 16), (stay, 17), (stay, 1)] and 0 < stay < 24
 
 
 @torch.no_grad()
-def test_a_sample_without_a_score_goes_on(pictures):
+def test_a_sample_without_a_score_goes_on(images):
     model = tiny_model()
     model.exits["2"].classifier.weight.fill_(float("nan"))
-    assert set(model(pictures, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
+    assert set(model(images, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
 
 
-def test_the_config_turns_it_on_in_eval_mode_alone(pictures):
+def test_the_config_turns_it_on_in_eval_mode_alone(images):
     model = tiny_model(exit_thresholds=0.5, early_exit=True)
-    explicit = model(pictures, early_exit=True, exit_thresholds=[0.5, 0.5])
-    assert_same(model(pictures), explicit.logits, explicit.exit_layer)
+    explicit = model(images, early_exit=True, exit_thresholds=[0.5, 0.5])
+    assert_same(model(images), explicit.logits, explicit.exit_layer)
     labels = torch.zeros(24, dtype=torch.int64)
     model.set_attn_implementation("eager")
     for settings in ({"labels": labels}, {"output_hidden_states": True}, {"output_attentions": True}):
-        outputs = model(pictures, **settings)
+        outputs = model(images, **settings)
         assert outputs.exit_logits.shape == (24, 3, 5) and outputs.exit_layer is None
         with pytest.raises(ValueError, match=f"early_exit=True cannot be had with {next(iter(settings))}"):
-            model(pictures, early_exit=True, **settings)
+            model(images, early_exit=True, **settings)
     model.train()
-    assert model(pictures).exit_layer is None
+    assert model(images).exit_layer is None
     with pytest.raises(ValueError, match="early_exit=True cannot be had in training mode"):
-        model(pictures, early_exit=True)
+        model(images, early_exit=True)
 
 
 @torch.no_grad()
-def test_a_record_of_the_model_holds_all_exits(pictures):
+def test_a_record_of_the_model_holds_all_exits(images):
     model = tiny_model(exit_thresholds=0.5, early_exit=True)
     others = torch.randn(24, 3, 16, 16)
     every_exit = model(others, early_exit=False)
@@ -152,44 +152,44 @@ def test_a_record_of_the_model_holds_all_exits(pictures):
         def forward(self, pixel_values):
             return self.model(pixel_values, **self.arguments).exit_logits
 
-    traced = torch.jit.trace(AllExits(), pictures)
-    exported = torch.export.export(AllExits(), (pictures,)).module()
+    traced = torch.jit.trace(AllExits(), images)
+    exported = torch.export.export(AllExits(), (images,)).module()
     compiled = torch.compile(AllExits(), backend="eager", fullgraph=True)
-    rewritten = make_fx(AllExits())(pictures)
+    rewritten = make_fx(AllExits())(images)
     for record in (traced, exported, compiled, rewritten):
         torch.testing.assert_close(record(others), every_exit.exit_logits, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="cannot be had while the model is traced, compiled or exported"):
-        torch.jit.trace(AllExits(early_exit=True), pictures)
+        torch.jit.trace(AllExits(early_exit=True), images)
 
 
 @torch.no_grad()
-def test_a_cut_model_has_no_early_exit_left(pictures):
+def test_a_cut_model_has_no_early_exit_left(images):
     model = tiny_model(exit_thresholds=[0.5, 0.6], early_exit=True)
     small = model.truncate(3)
     assert small.config.early_exit is False and small.config.exit_thresholds is None
-    torch.testing.assert_close(small(pictures).logits, model(pictures, early_exit=False).exit_logits[:, 1])
+    torch.testing.assert_close(small(images).logits, model(images, early_exit=False).exit_logits[:, 1])
 
 
-def test_a_cut_model_of_patience_can_be_saved_and_loaded(pictures, tmp_path):
+def test_a_cut_model_of_patience_can_be_saved_and_loaded(images, tmp_path):
     small = tiny_model(exit_policy="patience", patience=3).truncate(3)
     small.save_pretrained(tmp_path)
     loaded = MEViTForImageClassification.from_pretrained(tmp_path)
-    torch.testing.assert_close(loaded(pictures).logits, small(pictures).logits)
+    torch.testing.assert_close(loaded(images).logits, small(images).logits)
 
 
 @torch.no_grad()
-def test_hooks_on_the_last_layer_see_the_whole_layer(pictures):
+def test_hooks_on_the_last_layer_see_the_whole_layer(images):
     model = tiny_model()
-    expected = model(pictures).exit_logits
+    expected = model(images).exit_logits
     shapes = []
     hook = encoder_layers(model.vit)[-1].register_forward_hook(lambda *args: shapes.append(tuple(args[-1].shape)))
-    torch.testing.assert_close(model(pictures).exit_logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(images).exit_logits, expected, atol=1e-5, rtol=0)
     hook.remove()
-    model(pictures)
+    model(images)
     assert shapes == [(24, 17, 32)]
 
 
-def test_a_pipeline_leaves_early_with_no_further_argument(pictures, tmp_path):
+def test_a_pipeline_leaves_early_with_no_further_argument(images, tmp_path):
     tiny_model(exit_thresholds=2.0, early_exit=True).save_pretrained(tmp_path)
     image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
@@ -211,6 +211,6 @@ def test_a_pipeline_leaves_early_with_no_further_argument(pictures, tmp_path):
         ({}, {"early_exit": False, "exit_thresholds": 0.5}, "exit_thresholds are for early_exit=True"),
     ],
 )
-def test_bad_thresholds_are_named(pictures, settings, arguments, message):
+def test_bad_thresholds_are_named(images, settings, arguments, message):
     with pytest.raises(ValueError, match=message):
-        tiny_model(**settings)(pictures, **{"early_exit": True, **arguments})
+        tiny_model(**settings)(images, **{"early_exit": True, **arguments})

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from modeling_mevit.encoder_layer_mevit import encoder_layers, keys_values, layer_rows
-from tests.tiny import tiny_model
+from modeling_mevit.encoder_layer_mevit import encoder_layers, project_keys_values, layer_outputs
+from tests.helpers.models import tiny_model
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -12,7 +12,7 @@ from tests.tiny import tiny_model
 def test_two_parts_make_the_layer(attention, qkv_bias):
     layer = encoder_layers(tiny_model(attn_implementation=attention, qkv_bias=qkv_bias).vit)[0]
     hidden_state = torch.randn(3, 17, 32)
-    normed, keys, values = keys_values(layer, hidden_state)
+    normed, keys, values = project_keys_values(layer, hidden_state)
     for rows in (slice(None), slice(0, 1), slice(1, None), [5, 2]):
-        given = layer_rows(layer, hidden_state[:, rows], normed[:, rows], keys, values)
+        given = layer_outputs(layer, hidden_state[:, rows], normed[:, rows], keys, values)
         torch.testing.assert_close(given, layer(hidden_state)[:, rows], atol=1e-5, rtol=0)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageClassification, pipeline
 
 from modeling_mevit.data import evaluation_transform, image_processor_for
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "checkpoint.py"
@@ -92,14 +92,14 @@ def test_pipeline_runs_it(tmp_path):
     processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
     file = io.BytesIO()
-    picture.save(file, format="PNG")
-    (tmp_path / "picture.png").write_bytes(file.getvalue())
+    image.save(file, format="PNG")
+    (tmp_path / "image.png").write_bytes(file.getvalue())
 
-    answers = pipeline("image-classification", str(tmp_path))(str(tmp_path / "picture.png"), top_k=5)
+    answers = pipeline("image-classification", str(tmp_path))(str(tmp_path / "image.png"), top_k=5)
     with torch.no_grad():
-        probabilities = model(evaluation_transform(processor)(picture)[None]).logits.softmax(-1)[0]
+        probabilities = model(evaluation_transform(processor)(image)[None]).logits.softmax(-1)[0]
     assert {answer["label"]: pytest.approx(answer["score"], abs=1e-5) for answer in answers} == {
         model.config.id2label[label]: value.item() for label, value in enumerate(probabilities)
     }

@@ -10,7 +10,7 @@ from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from modeling_mevit.modeling_mevit import interpolate_position_embeddings
-from tests.tiny import TINY, tiny_model
+from tests.helpers.models import TINY, tiny_model
 
 
 def plain_vit(model: MEViTForImageClassification, **settings) -> ViTForImageClassification:
@@ -165,7 +165,7 @@ def test_bfloat16(model, pixel_values, labels):
     outputs.loss.backward()
 
 
-def test_pictures_need_not_be_square():
+def test_images_need_not_be_square():
     model = tiny_model(image_size=[16, 24])
     pixel_values = torch.randn(2, 3, 16, 24)
     torch.testing.assert_close(model(pixel_values).logits, plain_vit(model)(pixel_values).logits, atol=1e-5, rtol=0)
@@ -221,7 +221,7 @@ def test_from_vit_refuses_what_does_not_fit_the_backbone(backbone, settings, mes
 
 
 @pytest.mark.parametrize("image_size", [8, 32, [16, 24]])
-def test_from_vit_interpolates_to_another_picture_size(backbone, image_size):
+def test_from_vit_interpolates_to_another_image_size(backbone, image_size):
     model = MEViTForImageClassification.from_vit(backbone, image_size=image_size).eval()
     vit = ViTModel.from_pretrained(backbone, dtype=torch.float32, add_pooling_layer=False).eval()
     height, width = [image_size] * 2 if isinstance(image_size, int) else image_size

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modeling_mevit import cli
-from tests.pictures import write_colours
+from tests.helpers.images import write_colours
 from tests.training.test_train import COLOURS, config_file
 from training import train
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.pictures import write_colours
+from tests.helpers.images import write_colours
 from tests.training.test_train import COLOURS, SETTINGS
 from training import compare
 
@@ -39,7 +39,7 @@ def directory(tmp_path_factory):
         "models": MODELS,
         "output_dir": str(directory / "runs"),
         "latency_rounds": 2,
-        "shown_pictures": 2,
+        "shown_images": 2,
     }
     (directory / "compare.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return directory

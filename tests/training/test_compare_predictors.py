@@ -9,7 +9,7 @@ from PIL import Image
 
 from modeling_mevit.data import image_processor_for
 from modeling_mevit.loss_mevit import uncertainty_loss, uncertainty_target
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 from training import compare_predictors
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The training script on a small folder of pictures: everything that a run promises to write and to survive."""
+"""The training script on a small folder of images: everything that a run promises to write and to survive."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, p
 
 from modeling_mevit import cli
 from modeling_mevit.data import load_splits, train_transform
-from tests.pictures import write_colours
+from tests.helpers.images import write_colours
 from training import train
 
 
@@ -262,7 +262,7 @@ def test_a_finished_run_is_evaluated_again_and_not_trained_further(folder, tmp_p
         (["--max_steps", "5"], False),
         (["--max_steps", "-1"], False),
     ):
-        assert train.is_finished(checkpoint, train.parse([config, *options])[2]) is finished
+        assert train.training_is_complete(checkpoint, train.parse([config, *options])[2]) is finished
 
 
 def test_a_calibration_outlives_the_evaluation_of_a_finished_run(folder, tmp_path, monkeypatch):
@@ -398,7 +398,7 @@ def test_the_demo_keeps_its_promises(tmp_path):
     result = subprocess.run(export, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "int8" / "precision.json").read_text())
-    assert report["pictures"] == 600 and set(report["accuracy"]) == {f"exit_{k}.onnx" for k in (3, 4, 5)} | {
+    assert report["images"] == 600 and set(report["accuracy"]) == {f"exit_{k}.onnx" for k in (3, 4, 5)} | {
         "model.onnx"
     }
     for row, accuracy in zip(metrics["exits"], sorted(report["accuracy"].items()), strict=True):

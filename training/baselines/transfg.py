@@ -118,7 +118,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, C, H, W)`):
-                Pictures of `config.image_size`.
+                Images of `config.image_size`.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*):
                 Class indices. The loss is cross entropy plus [`contrastive_loss`].
             output_hidden_states, output_attentions (`bool`, *optional*):
@@ -165,7 +165,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: as in [`MEViTForImageClassification.from_vit`].
-            image_size: side of the pictures in pixels, the checkpoint's by default.
+            image_size: side of the images in pixels, the checkpoint's by default.
             kwargs: fields of [`TransFGConfig`] that differ from the checkpoint's.
 
         Returns:
@@ -181,7 +181,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
 
 
 def overlapping_grid(config: TransFGConfig) -> tuple[int, int]:
-    """Rows and columns of patches in a picture of `config.image_size`."""
+    """Rows and columns of patches in an image of `config.image_size`."""
     side = (config.image_size - config.patch_size) // config.patch_stride + 1
     return side, side
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from modeling_mevit.data import image_processor_for
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
@@ -35,9 +35,9 @@ def test_every_way_to_run_is_measured(tmp_path):
     model.save_pretrained(tmp_path / "model")
     PROCESSOR.save_pretrained(tmp_path / "model")
     export(model, PROCESSOR, tmp_path / "out", exits=[2, 4], cascade=True)
-    pictures = list(np.random.default_rng(0).normal(size=(8, 1, 3, 16, 16)).astype(np.float32))
+    images = list(np.random.default_rng(0).normal(size=(8, 1, 3, 16, 16)).astype(np.float32))
     settings = {"threads": 1, "energy_monitor": Meter(), "memory_processes": 1}
-    rows = benchmark.benchmark(str(tmp_path / "model"), tmp_path / "out", pictures, **settings)
+    rows = benchmark.benchmark(str(tmp_path / "model"), tmp_path / "out", images, **settings)
     libraries = ("PyTorch", "ONNX Runtime")
     names = ["plain ViT", "MEViT_2", "MEViT_4", "early exit"]
     assert [(row["name"], row["library"]) for row in rows] == [(n, library) for n in names for library in libraries]

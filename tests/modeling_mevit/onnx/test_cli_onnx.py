@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mevit.calibration import Certificate
+from modeling_mevit.early_exit.calibration import Certificate
 
 
 pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
@@ -39,13 +39,13 @@ def test_exports_the_exits_that_are_asked_for(mevit, checkpoint, tmp_path):
 def test_the_exported_cascade_does_what_the_checkpoint_does(mevit, calibrated, exported, photos, tmp_path):
     assert mevit("evaluate", calibrated, "--data", photos, "--output", tmp_path / "measured")[0] == 0
     code, out = mevit("evaluate", exported, "--data", photos)
-    assert code == 0 and "40 pictures in ONNX Runtime" in out
+    assert code == 0 and "40 images in ONNX Runtime" in out
     in_torch = json.loads((tmp_path / "measured" / "evaluation.json").read_text())["early_exit"]
     in_onnx = json.loads((exported / "evaluation.json").read_text())
-    for name in ("accuracy", "accuracy_of_last_exit", "left_at"):
+    for name in ("accuracy", "full_model_accuracy", "exit_counts"):
         assert in_onnx[name] == in_torch[name]
     assert in_onnx["cost"] == pytest.approx(in_torch["cost"])
-    assert in_onnx["time"] == pytest.approx(in_onnx["full_pictures_per_second"] / in_onnx["pictures_per_second"])
+    assert in_onnx["time"] == pytest.approx(in_onnx["full_images_per_second"] / in_onnx["images_per_second"])
 
 
 def test_int8_and_its_evaluation(mevit, calibrated, photos, tmp_path):
@@ -64,7 +64,7 @@ def test_a_promise_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_
     export = ["export", checkpoint, "--cascade", "--quantize", "int8-dynamic", "--data", photos]
     assert "no promise can come" in str(mevit(*export, tmp_path / "no", "--split", "train")[0])
     code, out = mevit(*export, tmp_path / "kept")
-    assert code == 0 and "Certified on 20 pictures" in out
+    assert code == 0 and "Certified on 20 images" in out
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     data = config["calibration"]["data"]
     assert (data["split"], data["half"]) == ("test", "first")  # those that calibrated the checkpoint
@@ -78,11 +78,11 @@ def test_a_promise_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_
 
 @pytest.mark.slow
 def test_benchmarks(mevit, calibrated, exported, photos, tmp_path):
-    command = ["benchmark", calibrated, exported, "--data", photos, "--pictures", "4", "--threads", "1"]
+    command = ["benchmark", calibrated, exported, "--data", photos, "--images", "4", "--threads", "1"]
     code, out = mevit(*command, "--output", tmp_path / "benchmark.json")
     assert code == 0 and "| early exit | ONNX Runtime |" in out
     results = json.loads((tmp_path / "benchmark.json").read_text())
-    assert results["pictures"] == 4 and results["machine"]["threads"] == 1
+    assert results["images"] == 4 and results["machine"]["threads"] == 1
     assert len(results["rows"]) == 2 * (1 + 3 + 1)  # plain ViT, three exits, early exit
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BitImageProcessor, DeiTImageProcessor, ViTImageProcessor, pipeline
 
 from modeling_mevit.data import image_processor_for
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
@@ -44,7 +44,7 @@ def exported(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
+def images() -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
 
@@ -59,11 +59,11 @@ def photo(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("layer", "file"), [(2, "exit_2.onnx"), (3, "exit_3.onnx"), (4, "model.onnx")])
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @torch.no_grad()
-def test_each_exit_through_optimum(exported, pictures, layer, file, batch):
+def test_each_exit_through_optimum(exported, images, layer, file, batch):
     session = ORTModelForImageClassification.from_pretrained(exported, file_name=file)
     place = [2, 3, 4].index(layer)
-    expected = calibrated_model()(pictures[:batch], early_exit=False).exit_logits[:, place]
-    torch.testing.assert_close(session(pictures[:batch]).logits, expected, atol=1e-4, rtol=0)
+    expected = calibrated_model()(images[:batch], early_exit=False).exit_logits[:, place]
+    torch.testing.assert_close(session(images[:batch]).logits, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("file", ["exit_2.onnx", "model.onnx"])
@@ -80,23 +80,23 @@ def test_both_pipelines(exported, photo, file):
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 8])
 @torch.no_grad()
-def test_the_cascade_is_the_model(exported, pictures, batch):
+def test_the_cascade_is_the_model(exported, images, batch):
     model, cascade = calibrated_model(), MEViTCascade.from_pretrained(exported)
     for settings in ({}, {"early_exit": True, "exit_thresholds": 0.5}):
-        expected, given = (one(pictures[:batch], **settings) for one in (model, cascade))
+        expected, given = (one(images[:batch], **settings) for one in (model, cascade))
         assert given.exit_layer.tolist() == expected.exit_layer.tolist()
         torch.testing.assert_close(given.logits, expected.logits, atol=1e-4, rtol=0)
     if batch == 8:
         assert len(expected.exit_layer.unique()) > 1
-        every = model(pictures, early_exit=False)
-        logits, scores = cascade.cascade.every_exit(pictures.numpy())
+        every = model(images, early_exit=False)
+        logits, scores = cascade.cascade.every_exit(images.numpy())
         np.testing.assert_allclose(logits, every.exit_logits.numpy(), atol=1e-4)
         np.testing.assert_allclose(scores, every.exit_scores.numpy(), atol=1e-4)
-    given = cascade(pictures[:batch].half(), early_exit=False)
+    given = cascade(images[:batch].half(), early_exit=False)
     assert given.exit_layer is None and given.exit_logits.shape == (batch, 3, 5)
     if not batch:  # which a ViT cannot run to its end
         return
-    expected = model(pictures[:batch].half(), early_exit=False)
+    expected = model(images[:batch].half(), early_exit=False)
     for name in ("logits", "exit_logits", "exit_scores"):
         torch.testing.assert_close(given[name], expected[name], atol=1e-4, rtol=0)
 
@@ -111,13 +111,13 @@ def test_the_cascade_is_the_model(exported, pictures, batch):
     ],
 )
 @torch.no_grad()
-def test_policies_and_predictors(tmp_path, pictures, settings):
+def test_policies_and_predictors(tmp_path, images, settings):
     model = calibrated_model(**settings)
     if model.config.exit_thresholds is not None:
-        scores = model(pictures, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
+        scores = model(images, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
         model.config.exit_thresholds = ((scores[3] + scores[4]) / 2).tolist()
     export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True)
-    expected, given = model(pictures), MEViTCascade.from_pretrained(tmp_path / "out")(pictures)
+    expected, given = model(images), MEViTCascade.from_pretrained(tmp_path / "out")(images)
     assert given.exit_layer.tolist() == expected.exit_layer.tolist()
     assert len(expected.exit_layer.unique()) > 1
     torch.testing.assert_close(given.logits, expected.logits, atol=1e-4, rtol=0)
@@ -152,7 +152,7 @@ def test_runs_where_neither_torch_nor_transformers_can_be_imported(exported, pho
     assert float(given) == pytest.approx(probability.item(), abs=2e-3)
 
 
-def test_reads_pictures_as_the_image_processor_does(exported, photo):
+def test_reads_images_as_the_image_processor_does(exported, photo):
     expected = AutoImageProcessor.from_pretrained(exported)(Image.open(photo), return_tensors="np")["pixel_values"]
     np.testing.assert_allclose(Cascade(exported).preprocess([photo, Image.open(photo)])[1:], expected, atol=1e-5)
 
@@ -209,13 +209,13 @@ def test_a_cascade_that_leaves_elsewhere_fails_the_export(tmp_path, monkeypatch)
         return logits, exit_layer
 
     monkeypatch.setattr(Cascade, "__call__", one_late)
-    with pytest.raises(ExportError, match="1 of 8 pictures leave the cascade at another exit"):
+    with pytest.raises(ExportError, match="1 of 8 images leave the cascade at another exit"):
         export(calibrated_model(), PROCESSOR, tmp_path / "out", cascade=True)
 
 
-def test_a_runtime_that_reads_pictures_otherwise_fails_the_export(tmp_path, monkeypatch):
+def test_a_runtime_that_reads_images_otherwise_fails_the_export(tmp_path, monkeypatch):
     read = Cascade.preprocess
-    monkeypatch.setattr(Cascade, "preprocess", lambda self, pictures: read(self, pictures) + 0.02)
+    monkeypatch.setattr(Cascade, "preprocess", lambda self, images: read(self, images) + 0.02)
     with pytest.raises(ExportError, match="differ by 1.0 grey levels on average"):
         export(calibrated_model(), PROCESSOR, tmp_path / "out", cascade=True)
 
@@ -242,7 +242,7 @@ def test_other_image_processors(tmp_path, photo, processor):
         (BitImageProcessor(size={"shortest_edge": 16}), r"size={'shortest_edge': 16} cannot be exported"),
         (
             ViTImageProcessor(size={"height": 20, "width": 20}),
-            r"makes pictures of \[20, 20\]; the model needs \[16, 16\]",
+            r"makes images of \[20, 20\]; the model needs \[16, 16\]",
         ),
     ],
 )
@@ -252,17 +252,17 @@ def test_image_processors_that_the_runtime_cannot_follow(tmp_path, processor, me
     assert not list(tmp_path.iterdir())
 
 
-def test_pictures_near_a_threshold_are_counted(exported, pictures):
+def test_images_near_a_threshold_are_counted(exported, images):
     cascade = Cascade(exported)
-    _, scores = cascade.every_exit(pictures.numpy())
+    _, scores = cascade.every_exit(images.numpy())
     # the first two are near the first exit's threshold and go on, or not; the third is near the second's
     thresholds = [float(scores[:2, 0].max()) + 5e-5, float(scores[2, 1]) - 5e-5]
     near = (np.abs(scores[:, :2] - thresholds) < 1e-4) & np.stack(
         (np.ones(8, dtype=bool), scores[:, 0] >= thresholds[0]), axis=1
     )
-    cascade(pictures.numpy(), early_exit=True, exit_thresholds=thresholds)
+    cascade(images.numpy(), early_exit=True, exit_thresholds=thresholds)
     assert cascade.borderline == near.any(1).sum() >= 1
-    cascade(pictures.numpy(), early_exit=True, exit_thresholds=-1.0)
+    cascade(images.numpy(), early_exit=True, exit_thresholds=-1.0)
     assert cascade.borderline == near.any(1).sum()
 
 
@@ -298,7 +298,7 @@ def test_an_output_that_holds_something_is_refused(tmp_path):
         ([[1.0]], "pixel_values are list"),
     ],
 )
-def test_pictures_of_another_kind_are_named(exported, pixel_values, message):
+def test_images_of_another_kind_are_named(exported, pixel_values, message):
     with pytest.raises(ValueError, match=message):
         Cascade(exported)(pixel_values)
 
@@ -324,26 +324,26 @@ def test_damaged_files_and_missing_providers_are_named(exported, tmp_path):
 
 
 def test_thresholds_are_checked_as_the_model_checks_them(exported):
-    cascade, picture = Cascade(exported), np.zeros((1, 3, 16, 16), np.float32)
+    cascade, image = Cascade(exported), np.zeros((1, 3, 16, 16), np.float32)
     with pytest.raises(ValueError, match="1 exit_thresholds do not fit 2 early exits"):
-        cascade(picture, exit_thresholds=[0.5])
+        cascade(image, exit_thresholds=[0.5])
     with pytest.raises(ValueError, match="hold NaN"):
-        cascade(picture, exit_thresholds=float("nan"))
+        cascade(image, exit_thresholds=float("nan"))
     with pytest.raises(ValueError, match="exit_thresholds are for early_exit=True"):
-        cascade(picture, early_exit=False, exit_thresholds=0.5)
+        cascade(image, early_exit=False, exit_thresholds=0.5)
 
 
 def test_providers_by_name_and_with_options(exported):
-    picture = np.zeros((1, 3, 16, 16), np.float32)
-    expected, _ = Cascade(exported)(picture)
+    image = np.zeros((1, 3, 16, 16), np.float32)
+    expected, _ = Cascade(exported)(image)
     for providers in ("CPUExecutionProvider", [("CPUExecutionProvider", {})]):
-        np.testing.assert_array_equal(Cascade(exported, providers=providers)(picture)[0], expected)
+        np.testing.assert_array_equal(Cascade(exported, providers=providers)(image)[0], expected)
     with pytest.raises(ValueError, match="provider NoProvider is not installed"):
         Cascade(exported, providers=[("NoProvider", {"option": "1"})])
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nowhere", "picture.png"], ["EXPORTED", "nowhere.png"], ["EXPORTED", __file__]]
+    "arguments", [["nowhere", "image.png"], ["EXPORTED", "nowhere.png"], ["EXPORTED", __file__]]
 )
 def test_the_runtime_file_ends_with_one_line(exported, arguments):
     arguments = [str(exported) if argument == "EXPORTED" else argument for argument in arguments]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mevit.calibration import calibrate, turn_on
+from modeling_mevit.early_exit.calibration import calibrate, enable_early_exit
 from modeling_mevit.data import image_processor_for
-from modeling_mevit.exit_record import record_exits
-from tests.tiny import tiny_model
+from modeling_mevit.early_exit.predictions import predict_exits
+from tests.helpers.models import tiny_model
 
 
 pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
@@ -24,7 +24,7 @@ from modeling_mevit.onnx.export import export  # noqa: E402
 PROCESSOR = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """Noise whose labels are what the model's last exit says of most."""
 
     def __init__(self, model, count: int, seed: int):
@@ -42,18 +42,18 @@ class Pictures(torch.utils.data.Dataset):
 @pytest.fixture(scope="module")
 def model():
     model = tiny_model(exit_policy="margin")
-    record = record_exits(model, Pictures(model, 60, seed=1))
+    record = predict_exits(model, Images(model, 60, seed=1))
     found = calibrate(record, "margin", {"max_accuracy_drop": 0.05}, per_exit=False, num_labels=5).granted
     source = {"name": "noise", "split": "validation", "half": None, "sha256": "0"}
-    turn_on(model.config, found, {"max_accuracy_drop": 0.05}, per_exit=False, source=source)
+    enable_early_exit(model.config, found, {"max_accuracy_drop": 0.05}, per_exit=False, source=source)
     return model
 
 
 @pytest.mark.parametrize("precision", quantize.PRECISIONS)
 def test_lower_precision_answers_alike_and_is_calibrated_anew(tmp_path, model, precision):
-    training, calibration = Pictures(model, 40, seed=2), Pictures(model, 60, seed=1)
+    training, calibration = Images(model, 40, seed=2), Images(model, 60, seed=1)
     source = {"name": "noise", "split": "validation", "half": None, "sha256": "1"}
-    quantization = quantize.Quantization(precision, training, calibration, source, training_pictures=16)
+    quantization = quantize.Quantization(precision, training, calibration, source, training_images=16)
     before = list(model.config.exit_thresholds)
     export(model, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
     assert model.config.exit_thresholds == before
@@ -123,7 +123,7 @@ def test_weights_of_7_bits_where_sums_saturate(tmp_path, model, monkeypatch):
 
 def test_early_exit_that_was_not_wanted_stays_off(tmp_path, model):
     quantization = quantize.Quantization(
-        "int8-dynamic", Pictures(model, 8, 2), Pictures(model, 30, 1), {"name": "noise"}
+        "int8-dynamic", Images(model, 8, 2), Images(model, 30, 1), {"name": "noise"}
     )
     export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True, early_exit=False, quantization=quantization)
     assert json.loads((tmp_path / "out" / "cascade.json").read_text())["early_exit"] is False
@@ -131,7 +131,7 @@ def test_early_exit_that_was_not_wanted_stays_off(tmp_path, model):
 
 def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
     by_hand = tiny_model(exit_thresholds=0.5, early_exit=True)
-    quantization = quantize.Quantization("float16", Pictures(by_hand, 8, 2), Pictures(by_hand, 8, 1), {})
+    quantization = quantize.Quantization("float16", Images(by_hand, 8, 2), Images(by_hand, 8, 1), {})
     with pytest.raises(ValueError, match="set by hand"):
         export(by_hand, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
     export(by_hand, PROCESSOR, tmp_path / "out", quantization=quantization)

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
-from modeling_mevit.cost import relative_cost
+from modeling_mevit.early_exit.cost import relative_cost
 from tests import tiny
-from training.baselines import TransFGConfig, TransFGForImageClassification
-from training.baselines.transfg import contrastive_loss, overlapping_grid, select_parts
+from baselines import TransFGConfig, TransFGForImageClassification
+from baselines.transfg import contrastive_loss, overlapping_grid, select_parts
 
 
 TINY = {**{name: value for name, value in tiny.TINY.items() if name != "exit_layers"}, "patch_stride": 3}

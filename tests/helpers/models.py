@@ -1,0 +1,40 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A model small enough to run in milliseconds."""
+
+import torch
+
+from modeling_mevit import MEViTConfig, MEViTForImageClassification
+
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_labels": 5,
+    "exit_layers": [2, 3, 4],
+}
+
+
+def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
+    """A tiny model whose exits disagree: weights are ten times larger than the initial ones.
+
+    Its predictor reads logits, which vary most.
+    """
+    torch.manual_seed(seed)
+    model = MEViTForImageClassification(MEViTConfig(**{**TINY, "uncertainty_input": "logits", **settings})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def thirds_as_thresholds(model: MEViTForImageClassification, images: torch.Tensor) -> list[float]:
+    """Thresholds midway between scores, under which about a third of the samples leaves at each early exit."""
+    scores = model(images, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
+    third = len(scores) // 3
+    return ((scores[third - 1] + scores[third]) / 2).tolist()

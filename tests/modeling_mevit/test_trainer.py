@@ -1,0 +1,432 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+import functools
+import io
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from PIL import Image
+from transformers import Trainer, TrainerState, TrainingArguments
+
+from modeling_mevit import MEViTForImageClassification
+from modeling_mevit.data import ImageClassificationDataset, image_processor_for, train_transform
+from modeling_mevit.early_exit.metrics import ExitAccuracy
+from tests.helpers.models import tiny_model
+from training import trainer as trainer_module
+from modeling_mevit.trainer import (
+    MEViTTrainer,
+    MEViTTrainingArguments,
+    draw_exits,
+    get_last_checkpoint,
+    load_checkpoint,
+)
+
+
+def random_images(count: int) -> ImageClassificationDataset:
+    """Noise of 24 px with labels in turn, randomly cropped to 16 px: what a step sees depends on the augmentation."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(count):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(file, format="PNG")
+        images.append({"path": None, "bytes": file.getvalue()})
+    rows = datasets.Dataset.from_dict({"image": images, "label": [i % 5 for i in range(count)]})
+    processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=24)
+    return ImageClassificationDataset(rows.cast_column("image", datasets.Image(decode=False)), train_transform(processor), seed=3)
+
+
+def make_trainer(output_dir, *, model=None, images=40, optim="adamw_torch", **settings) -> MEViTTrainer:
+    arguments = {
+        "output_dir": str(output_dir),
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "num_random_exits": 0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "seed": 0,
+        **settings,
+    }
+    return MEViTTrainer(
+        model=model or tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6]),
+        args=MEViTTrainingArguments(optim=optim, **arguments),
+        train_dataset=random_images(images),
+        eval_dataset=random_images(10),
+        compute_metrics=lambda evaluation: ExitAccuracy().compute(
+            predictions=evaluation.predictions, references=evaluation.label_ids, exit_layers=[2, 3, 4, 5, 6]
+        ),
+    )
+
+
+def losses(trainer: MEViTTrainer) -> dict[int, float]:
+    """Training loss of each step."""
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+
+
+def assert_same_weights(model, other):
+    for (name, ours), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
+
+
+# The draw
+
+
+def test_the_draw_holds_first_and_last_and_k_others():
+    for step in range(20):
+        drawn = draw_exits(7, 2, seed=0, step=step)
+        assert drawn[0] == drawn[-1] == 1
+        assert drawn.sum() == 4
+    assert draw_exits(7, 0, seed=0, step=0).tolist() == [1, 0, 0, 0, 0, 0, 1]
+    assert draw_exits(3, 2, seed=0, step=0).tolist() == [1, 1, 1]
+    assert draw_exits(1, 2, seed=0, step=0).tolist() == [1]
+
+
+def test_the_draw_depends_on_seed_and_step_alone():
+    torch.manual_seed(0)
+    first = [draw_exits(12, 2, seed=5, step=step) for step in range(30)]
+    torch.manual_seed(1)
+    np.random.seed(1)
+    assert all(draw_exits(12, 2, seed=5, step=step).equal(drawn) for step, drawn in reversed(list(enumerate(first))))
+    assert len({tuple(drawn.tolist()) for drawn in first}) > 10
+    assert torch.stack(first).sum(0).min() > 0
+    assert not all(draw_exits(12, 2, seed=6, step=step).equal(drawn) for step, drawn in enumerate(first))
+
+
+# The loss
+
+
+@pytest.mark.parametrize("target", ["distance", "error"])
+def test_loss_against_a_loop_over_the_drawn_exits(tmp_path, target):
+    model = tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6], uncertainty_target=target)
+    trainer = make_trainer(
+        tmp_path,
+        model=model,
+        num_random_exits=1,
+        distillation_weight=0.3,
+        uncertainty_weight=0.7,
+        distillation_temperature=2.0,
+    )
+    trainer.state.global_step = 4
+    pixel_values, labels = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 3, 4, 0])
+    loss = trainer.compute_loss(model.train(), {"pixel_values": pixel_values, "labels": labels})
+
+    outputs = model(pixel_values)
+    last = outputs.exit_logits[:, -1].detach()
+    expected = 0
+    for place, is_drawn in enumerate(draw_exits(5, 1, seed=0, step=4)):
+        if not is_drawn:
+            continue
+        logits = outputs.exit_logits[:, place]
+        probabilities = logits.detach().softmax(-1)
+        wrong = (probabilities.argmax(-1) != labels).float()
+        distance = (probabilities - F.one_hot(labels, 5)).abs().sum(-1).tanh()
+        error = outputs.exit_uncertainty[:, place] - (distance if target == "distance" else wrong)
+        expected += F.cross_entropy(logits, labels) + 0.7 * (error**2).mean()
+        if place < 4:
+            teacher, student = (last / 2).softmax(-1), (logits / 2).softmax(-1)
+            expected += 0.3 * 4 * (teacher * (teacher / student).log()).sum(-1).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("uncertainty_weight", "distillation_weight"), [(1.0, 1.0), (0.0, 0.0)])
+def test_every_parameter_gets_a_gradient_and_exits_not_drawn_get_0(tmp_path, uncertainty_weight, distillation_weight):
+    trainer = make_trainer(tmp_path, uncertainty_weight=uncertainty_weight, distillation_weight=distillation_weight)
+    inputs = {"pixel_values": torch.randn(5, 3, 16, 16), "labels": torch.arange(5)}
+    trainer.compute_loss(trainer.model.train(), inputs).backward()
+    gradients = {name: parameter.grad for name, parameter in trainer.model.named_parameters()}
+    assert not [name for name, gradient in gradients.items() if gradient is None]
+    for layer in (2, 6):
+        assert gradients[f"exits.{layer}.classifier.weight"].ne(0).any()
+    for layer in (3, 4, 5):
+        assert gradients[f"exits.{layer}.classifier.weight"].eq(0).all()
+    assert gradients["uncertainty.weight"].ne(0).any() == (uncertainty_weight > 0)
+
+
+def test_the_uncertainty_loss_can_be_kept_from_the_backbone(tmp_path):
+    def backbone_gradient(**settings):
+        trainer = make_trainer(tmp_path, **settings)
+        inputs = {"pixel_values": torch.ones(5, 3, 16, 16), "labels": torch.arange(5)}
+        trainer.compute_loss(trainer.model.train(), inputs).backward()
+        return trainer.model.vit.layernorm.weight.grad
+
+    without_loss = backbone_gradient(uncertainty_weight=0.0)
+    torch.testing.assert_close(backbone_gradient(uncertainty_reaches_backbone=False), without_loss)
+    assert not backbone_gradient(uncertainty_reaches_backbone=True).allclose(without_loss)
+
+
+def test_logs_each_term_of_each_exit(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train()
+    first = trainer.state.log_history[0]
+    terms = {name.removeprefix("loss_") for name in first if name.startswith("loss_")}
+    assert terms == {
+        *(f"{term}/exit_{layer}" for term in ("cross_entropy", "uncertainty") for layer in (2, 3, 4, 5, 6)),
+        *(f"distillation/exit_{layer}" for layer in (2, 3, 4, 5)),
+    }
+    updated = ("cross_entropy/exit_2", "cross_entropy/exit_6", "uncertainty/exit_2", "uncertainty/exit_6")
+    parts = [first[f"loss_{name}"] for name in (*updated, "distillation/exit_2")]
+    assert first["loss"] == pytest.approx(sum(parts), rel=1e-3)
+
+
+def test_evaluation_reports_every_exit(tmp_path):
+    trainer = make_trainer(tmp_path)
+    metrics = trainer.evaluate()
+    predictions = trainer.predict(trainer.eval_dataset).predictions
+    assert predictions.shape == (10, 5)
+    for place, layer in enumerate((2, 3, 4, 5, 6)):
+        expected = np.mean(predictions[:, place] == np.arange(10) % 5)
+        assert metrics[f"eval_accuracy/exit_{layer}"] == pytest.approx(expected)
+    assert metrics["eval_accuracy"] == metrics["eval_accuracy/exit_6"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["asked of accelerate", "asked of the Trainer"])
+def test_final_evaluation_is_in_the_precision_of_the_checkpoint(tmp_path, monkeypatch, settings, trained):
+    monkeypatch.setattr("modeling_mevit.trainer.predicted_labels", lambda exit_logits, labels: exit_logits)
+    # set for the test alone; the arguments write it into the environment
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    trainer = make_trainer(tmp_path, max_steps=1, **settings)
+    trainer.compute_metrics = None
+    if trained:
+        trainer.train()
+        mixed = trainer.predict(trainer.eval_dataset).predictions
+    trainer.leave_mixed_precision()
+    given = trainer.predict(trainer.eval_dataset).predictions
+    AcceleratorState._reset_state()
+
+    pixel_values = torch.stack([sample["pixel_values"] for sample in trainer.eval_dataset])
+    with torch.no_grad():
+        expected = trainer.model.eval()(pixel_values).exit_logits.numpy()
+    np.testing.assert_allclose(given, expected, atol=1e-5)
+    if trained:
+        assert np.abs(mixed - expected).max() > 1e-4
+
+
+def test_sgd_has_momentum(tmp_path):
+    trainer = make_trainer(tmp_path, optim="sgd", sgd_momentum=0.8)
+    assert trainer.create_optimizer().param_groups[0]["momentum"] == 0.8
+    assert "momentum" not in make_trainer(tmp_path).create_optimizer().param_groups[0]
+
+
+def test_exits_and_predictors_have_a_learning_rate_of_their_own(tmp_path):
+    settings = {"learning_rate": 0.0, "exit_learning_rate": 1e-3, "weight_decay": 0.1}
+    trainer = make_trainer(tmp_path, num_random_exits=3, max_steps=3, **settings)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    decayed = {"exits.2.classifier.weight", "vit.embeddings.patch_embeddings.projection.weight"}
+    groups = trainer.create_optimizer().param_groups
+    place = {id(parameter): number for number, group in enumerate(groups) for parameter in group["params"]}
+    assert len(place) == len(before) == sum(len(group["params"]) for group in groups)
+    for name, parameter in trainer.model.named_parameters():
+        group = groups[place[id(parameter)]]
+        assert group["lr"] == (0.0 if name.startswith("vit.") else 1e-3)
+        if name in decayed or name.endswith("bias"):
+            assert group["weight_decay"] == (0.1 if name in decayed else 0.0)
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not parameter.equal(before[name])}
+    assert moved == {name for name in before if not name.startswith("vit.")}
+
+
+def test_exits_are_standardised_on_training_images_unless_a_run_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mevit.trainer.IMAGES_TO_STANDARDIZE", 24)
+    trainer = make_trainer(tmp_path, standardize_exits=True, learning_rate=0.0, save_strategy="steps", max_steps=1)
+    images = []
+    standardize = trainer_module.standardize_exits
+    monkeypatch.setattr(
+        "modeling_mevit.trainer.standardize_exits",
+        lambda model, batches: standardize(model, [images.append(batch) or batch for batch in batches]),
+    )
+    before = torch.get_rng_state()
+    list(trainer._some_images())
+    assert torch.get_rng_state().equal(before)
+    trainer.train()
+    assert torch.cat(images).shape == (24, 3, 16, 16)
+    assert trainer.model.exits["3"].norm.weight.mean() > 1.5  # 1 at first; deviations are far below 1
+    trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-1")
+    trainer.train()  # nor is what was trained
+    assert len(torch.cat(images)) == 24
+
+
+def test_standardising_needs_a_model(tmp_path):
+    with pytest.raises(ValueError, match="give `model` in place of `model_init`"):
+        MEViTTrainer(
+            model_init=lambda: tiny_model(),
+            args=MEViTTrainingArguments(str(tmp_path), standardize_exits=True, report_to="none", use_cpu=True),
+        )
+
+
+def test_one_trainer_can_train_and_then_resume(tmp_path):
+    trainer = make_trainer(tmp_path, exit_learning_rate=2e-3, save_strategy="steps", save_steps=5, max_steps=5)
+    trainer.train()
+    trainer.args.max_steps = 8
+    assert trainer.train(resume_from_checkpoint=f"{tmp_path}/checkpoint-5").global_step == 8
+    assert len(trainer.create_optimizer().param_groups) == 4
+
+
+def test_a_calibrated_model_is_evaluated_at_every_exit(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trainer.model.config.early_exit, trainer.model.config.exit_thresholds = True, 0.5
+    unlabelled = [{"pixel_values": sample["pixel_values"]} for sample in trainer.eval_dataset]
+    assert trainer.predict(unlabelled).predictions.shape == (10, 5)
+
+
+def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    trainer = Trainer(
+        model=tiny_model(),
+        args=arguments,
+        train_dataset=random_images(16),
+        eval_dataset=random_images(10),
+        compute_metrics=lambda evaluation: {
+            "accuracy": (evaluation.predictions.argmax(1) == evaluation.label_ids).mean()
+        },
+    )
+    assert trainer.train().global_step == 2
+    assert trainer.predict(trainer.eval_dataset).predictions.shape == (10, 5)
+    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+
+
+def test_no_search_for_unused_parameters_unless_asked_for(tmp_path):
+    assert make_trainer(tmp_path).args.ddp_find_unused_parameters is False
+    assert make_trainer(tmp_path, ddp_find_unused_parameters=True).args.ddp_find_unused_parameters is True
+
+
+def test_another_loss_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="compute_loss_func would replace the loss"):
+        MEViTTrainer(
+            model=tiny_model(),
+            args=MEViTTrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
+            compute_loss_func=lambda outputs, labels, **kwargs: outputs.loss,
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_random_exits": -1}, "num_random_exits=-1 is negative"),
+        ({"distillation_weight": -0.5}, "distillation_weight=-0.5 is negative"),
+        ({"uncertainty_weight": -1.0}, "uncertainty_weight=-1.0 is negative"),
+        ({"exit_learning_rate": -1e-3}, "exit_learning_rate=-0.001 is negative"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 is not above 0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is no part of this loss"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(tmp_path, **settings)
+
+
+# One trajectory
+
+
+def test_accumulating_4_batches_of_4_equals_one_of_16(tmp_path):
+    whole = make_trainer(tmp_path, images=48, optim="sgd", per_device_train_batch_size=16)
+    parts = make_trainer(
+        tmp_path, images=48, optim="sgd", per_device_train_batch_size=4, gradient_accumulation_steps=4
+    )
+    whole.train()
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
+    assert len(losses(whole)) == 6
+    assert_same_weights(parts.model, whole.model)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of 2 epochs of 5 steps with a checkpoint at each step, once for each combination of settings."""
+
+    @functools.cache
+    def run(workers: int, best: bool) -> MEViTTrainer:
+        trainer = make_trainer(tmp_path_factory.mktemp("whole"), **resumable(workers, best))
+        trainer.train()
+        return trainer
+
+    return run
+
+
+def resumable(workers: int, best: bool) -> dict:
+    settings = {"dataloader_num_workers": workers, "num_random_exits": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"standardize_exits": True, "exit_learning_rate": 2e-3}
+    if best:
+        # the loss falls from step to step, so that the "best" one is the first and not what training ends with
+        settings |= {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 1}
+        settings |= {"metric_for_best_model": "eval_loss", "greater_is_better": True}
+    return settings
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])
+@pytest.mark.parametrize(("workers", "best"), [(0, False), (2, False), (0, True), (2, True)])
+def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, uninterrupted, workers, best, step):
+    whole = uninterrupted(workers, best)
+    shutil.copytree(f"{whole.args.output_dir}/checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    resumed = make_trainer(tmp_path, **resumable(workers, best))
+    with torch.no_grad():
+        for parameter in resumed.model.parameters():
+            parameter.zero_()  # what is not read from the checkpoint shows
+    torch.rand(100)
+    resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+
+    assert list(losses(resumed)) == list(range(1, 11))
+    assert losses(resumed) == pytest.approx(losses(whole), rel=1e-5)
+    assert len(set(losses(whole).values())) == 10
+    assert_same_weights(resumed.model, whole.model)
+    if best:
+        chosen = whole.state.best_model_checkpoint
+        assert not chosen.endswith("checkpoint-10")
+        assert_same_weights(whole.model, MEViTForImageClassification.from_pretrained(chosen))
+
+
+# Faults
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be loaded into the model"):
+        load_checkpoint(model, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"exit_layers": [3, 4]}, "is of another model: .*missing keys, first exits.2"),
+        ({"exit_layers": [1, 2, 3, 4]}, "is of another model: .*unexpected keys, first exits.1"),
+        ({"num_labels": 6}, "cannot be loaded into the model|is of another model"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, settings, message):
+    tiny_model(**settings).save_pretrained(tmp_path)
+    model = tiny_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(model, str(tmp_path))
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_directory_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot be loaded into the model"):
+        load_checkpoint(tiny_model(), str(tmp_path))
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, caplog):
+    assert get_last_checkpoint(str(tmp_path / "nothing")) is None
+    for step in (9, 10, 100, "best"):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert get_last_checkpoint(str(tmp_path)) is None
+    for step in (9, 10):
+        TrainerState().save_to_json(str(tmp_path / f"checkpoint-{step}" / "trainer_state.json"))
+    whole = (tmp_path / "checkpoint-10" / "trainer_state.json").read_text()
+    (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(whole[: len(whole) // 2])
+    assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
+    assert "checkpoint-100 was not written to its end" in caplog.text
