@@ -190,7 +190,8 @@ def _background(rng: np.random.Generator, side: int) -> tuple[Image.Image, Colou
     draw = ImageDraw.Draw(image)
     cloud_colour = _mix(horizon, (255, 255, 255), rng.uniform(0.3, 0.9))
     for _ in range(rng.integers(0, 4)):
-        _cloud(draw, rng, *rng.uniform(0, side, size=2), side * rng.uniform(0.06, 0.16), cloud_colour)
+        x, y = rng.uniform(0, side, size=2)
+        _cloud(draw, rng, x, y, side * rng.uniform(0.06, 0.16), cloud_colour)
     heights = side * (rng.uniform(0.80, 1.05) + rng.uniform(-0.05, 0.05, size=5))
     ground = _colour(rng, (0.08, 0.40), (0.15, 0.60), (0.25, 0.65))
     ridge = list(zip(np.linspace(0, side, 5), heights, strict=True))
@@ -261,8 +262,8 @@ def draw_aircraft(label: int, rng: np.random.Generator, size: int = 96) -> Image
     pixels = np.asarray(image.reduce(SUPERSAMPLING), dtype=np.float32)
     contrast, brightness = rng.uniform(0.75, 1.15), rng.uniform(-25, 25)
     noise = rng.normal(0, 2, size=pixels.shape)
-    pixels = 128 + contrast * (pixels - 128) + brightness + noise
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    lit = 128 + contrast * (pixels - 128) + brightness + noise
+    return Image.fromarray(lit.clip(0, 255).astype(np.uint8))
 
 
 def demo_images(samples_per_class: int, seed: int, size: int = 96) -> tuple[list[Image.Image], list[int]]:

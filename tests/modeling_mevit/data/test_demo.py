@@ -54,7 +54,7 @@ def test_drawing_more_samples_leaves_earlier_ones_as_they_were():
         assert as_bytes(few[2 * label : 2 * label + 2]) == as_bytes(many[5 * label : 5 * label + 2])
 
 
-def test_a_image_follows_from_seed_label_and_index():
+def test_an_image_follows_from_seed_label_and_index():
     images, _ = demo_images(3, seed=5, size=SIZE)
     alone = draw_aircraft(7, np.random.default_rng([5, 7, 2]), SIZE)
     assert alone.tobytes() == images[3 * 7 + 2].tobytes()
