@@ -2,25 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choosing the thresholds of early exit on held-out images: for a cost budget, or for a bound on the accuracy lost.
 
-Settings are tried along a path, from the most careful to the boldest. Without a confidence, the best setting of a path
-that was drawn on the same images is taken: it fits them, and promises nothing about others. With a confidence, the
-path is fixed without the images that test it, and each of its settings is tested in turn until the first one fails
-(fixed-sequence testing; Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): all settings before it
-are certified at once, since a wrong certificate needs the first wrong setting to pass its own test.
+One threshold for all early exits is tried after another, from the most careful to the boldest. Without a confidence,
+the best one on these images is taken: it fits them, and promises nothing about others. With a confidence, the
+thresholds to try are fixed beforehand, and each is tested in turn until the first one fails (fixed-sequence testing;
+Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): all thresholds before it are certified at once,
+since a wrong certificate needs the first wrong threshold to pass its own test.
 """
 
 import bisect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import logsumexp
 from scipy.stats import binom
+from torch.utils.data import Dataset
 
-from .configuration_mevit import MEViTConfig
-from .exit_record import ExitPredictions, OperatingPoint, Setting
+from ..configuration_mevit import MEViTConfig
+from ..exit_policy_mevit import EXIT_POLICIES
+from .predictions import ExitPredictions, OperatingPoint, Predictor, predict_exits
 
 
 BOUNDS = ("harm", "difference")
@@ -28,97 +30,225 @@ BOUNDS = ("harm", "difference")
 # near some value in between.
 _GRID = np.geomspace(1e-5, 1, 201)
 _GRID_OF_UNCERTAINTY = np.linspace(1e-3, 1, 1000)
-PATH_PART = 1 / 3  # of the images, to draw a path of thresholds per exit that the others certify
-_MOST_CANDIDATES = 1000  # thresholds of a path, whatever the number of images
+_MOST_CANDIDATES = 1000  # thresholds to try, whatever the number of images
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """A setting, and what is known of it.
+class CalibrationTarget:
+    """What the thresholds are chosen for: a cost, or an accuracy.
+
+    - `max_cost` alone: the best accuracy within this mean cost, on the calibration images.
+    - `max_accuracy_drop` alone: the lowest mean cost that loses at most this much accuracy against the last exit, on
+      the calibration images.
+    - `max_accuracy_drop` and `confidence`: the lowest mean cost that is certified. With this probability over the
+      draw of the calibration images, early exit loses at most that much accuracy on images like them.
 
     Args:
-        policy: exit policy.
-        setting: E − 1 thresholds, or how many exits must agree.
-        outcome: of the calibration images, or, with a confidence, of those that tested the setting.
+        max_cost: mean cost relative to the plain ViT.
+        max_accuracy_drop: share of all images, 0.01 for one point.
+        confidence: probability of the certificate.
+        bound: what is tested. `"harm"`, the default: how often the exit taken is wrong and the last one right, by the
+            exact binomial tail. `"difference"`: the drop itself, so that corrections count too.
+
+    Raises:
+        ValueError: where the arguments do not fit together or a number is out of range.
+
+    Example:
+
+    ```python
+    >>> from modeling_mevit.early_exit.calibration import CalibrationTarget
+
+    >>> CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).bound
+    'harm'
+    ```
     """
 
-    policy: str
-    setting: Setting
-    outcome: OperatingPoint
+    max_cost: float | None = None
+    max_accuracy_drop: float | None = None
+    confidence: float | None = None
+    bound: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.max_cost is None) == (self.max_accuracy_drop is None):
+            raise ValueError(
+                f"a calibration target needs either max_cost or max_accuracy_drop, got max_cost={self.max_cost} and "
+                f"max_accuracy_drop={self.max_accuracy_drop}."
+            )
+        if self.max_cost is not None and not self.max_cost > 0:
+            raise ValueError(f"max_cost must be above 0 (1 is the plain ViT's cost), got {self.max_cost}.")
+        if self.confidence is not None and self.max_accuracy_drop is None:
+            raise ValueError(
+                f"confidence={self.confidence} needs max_accuracy_drop; a cost is not certified, it is measured."
+            )
+        if self.bound is not None and self.confidence is None:
+            raise ValueError(f"bound={self.bound!r} needs confidence; without it nothing is tested.")
+        if self.confidence is None:
+            if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop < 1:
+                raise ValueError(f"max_accuracy_drop must be at least 0 and below 1, got {self.max_accuracy_drop}.")
+            return
+        for name in ("max_accuracy_drop", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
+        if self.bound is None:
+            object.__setattr__(self, "bound", BOUNDS[0])
+        if self.bound not in BOUNDS:
+            raise ValueError(f"bound must be one of {', '.join(map(repr, BOUNDS))}, got {self.bound!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """What fixed-sequence testing gave.
+class CalibrationResult:
+    """What calibration found. `print(result)` tells it in words.
 
     Args:
-        granted: the boldest setting that is certified, None where there is none that saves anything.
-        refused: the first setting that was not, None where the path came to its end.
+        target: what the thresholds were chosen for.
+        operating_point: the thresholds that were chosen or certified, and what they gave on the calibration images;
+            None where none that lets an image leave early is good enough.
+        first_failure: with a confidence, the first thresholds that were not certified; None where all were.
+        data: the calibration images, as [`ImageClassificationDataset.describe`] tells them.
     """
 
-    granted: Calibration | None
-    refused: Calibration | None
+    target: CalibrationTarget
+    operating_point: OperatingPoint | None
+    first_failure: OperatingPoint | None = None
+    data: dict[str, Any] | None = None
+
+    @property
+    def required_sample_size(self) -> int | None:
+        """How many images would certify the first thresholds that failed, at their rates; None where none would."""
+        failed, target = self.first_failure, self.target
+        if failed is None or target.max_accuracy_drop is None or target.confidence is None:
+            return None
+        rates = failed.harms / failed.num_samples, failed.corrections / failed.num_samples
+        return required_sample_size(
+            rates[0],
+            target.max_accuracy_drop,
+            target.confidence,
+            bound=target.bound or BOUNDS[0],
+            correction_rate=rates[1],
+        )
+
+    def apply_to(self, config: MEViTConfig) -> None:
+        """Writes thresholds, target and evidence into a model's config and turns early exit on; or off, where there
+        are no thresholds."""
+        found = self.operating_point
+        if found is None:
+            disable_early_exit(config)
+            return
+        thresholds = [max(threshold, 0.0) for threshold in found.thresholds]  # JSON has no infinity; no score is < 0
+        config.exit_policy, config.exit_thresholds, config.early_exit = found.policy, thresholds, True
+        config.calibration = {
+            "target": self.target.to_dict(),
+            "operating_point": {**found.to_dict(), "thresholds": thresholds},
+            "data": self.data,
+        }
+
+    def __str__(self) -> str:
+        """What was chosen or certified, on which evidence, and what stood in the way of more."""
+        found, failed, target = self.operating_point, self.first_failure, self.target
+        drop, confidence = target.max_accuracy_drop, target.confidence
+        lines = []
+        if found and confidence:
+            lines.append(
+                f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
+                f"corrected: with probability {confidence:.0%}, the true accuracy drop is at most {drop:.2%}."
+            )
+        if not found and not confidence:
+            lines.append("No thresholds that let an image leave early are better than running every image to the end.")
+        if not found and confidence:
+            lines.append(
+                f"No thresholds that save cost can be certified for a drop of at most {drop:.2%} with probability "
+                f"{confidence:.0%}."
+            )
+        if failed:
+            needed = self.required_sample_size
+            more = f"{needed} images would certify them" if needed else "no number of images would certify them"
+            lines.append(
+                f"The first thresholds that failed have mean cost {failed.cost:.3f}, harm {failed.harms} of "
+                f"{failed.num_samples} images ({failed.harms / failed.num_samples:.2%}) and correct "
+                f"{failed.corrections}; at these rates {more} by the {target.bound} bound."
+            )
+        if found:
+            counts = ", ".join(f"{count} at exit {layer}" for layer, count in found.exit_counts.items())
+            lines.append(
+                f"On {found.num_samples} images: accuracy {found.accuracy:.1%} (last exit "
+                f"{found.full_model_accuracy:.1%}), mean cost {found.cost:.3f}. Left: {counts}."
+            )
+        return "\n".join(lines)
 
 
 def calibrate(
-    record: ExitPredictions, policy: str, promise: dict[str, Any], *, per_exit: bool, num_labels: int
-) -> Certificate:
-    """Chooses a setting on held-out images, for what is asked of it.
+    predictor: Predictor,
+    dataset: Dataset,
+    target: CalibrationTarget,
+    *,
+    policy: str | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> CalibrationResult:
+    """Chooses the thresholds of early exit on held-out images, for what is asked of them.
+
+    Nothing is changed: [`CalibrationResult.apply_to`] writes the result into a config.
 
     Args:
-        record: of the images.
-        policy: exit policy.
-        promise: `{"max_cost": c}`, `{"max_accuracy_drop": d}`, or `{"max_accuracy_drop": d, "confidence": p,
-            "bound": b}`; see [`within_cost`], [`within_drop`] and [`certified`].
-        per_exit: whether each exit has a threshold of its own. With a confidence, a third of the images, drawn at
-            random, then draws the path, and the others certify.
-        num_labels: of the model.
-
-    Returns:
-        The setting in `granted`, None where it lets no image leave early; what was refused is known with a
-        confidence only.
+        predictor: a model in eval mode, on the device to run on, or the cascade of an export.
+        dataset: images that neither trained the model nor chose its recipe, `{"pixel_values": (3, H, W), "labels":
+            int}`. An [`ImageClassificationDataset`] also tells which they are, so that evaluation can refuse them.
+        target: what the thresholds are chosen for.
+        policy: exit policy; the config's by default.
+        batch_size: images at a time.
+        num_workers: processes that read images.
 
     Raises:
-        ValueError: where a number is out of range, patience should have thresholds, or a path has no image.
+        ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, or the
+            images trained the model and a confidence is asked for.
     """
-    if "confidence" in promise:
-        if not per_exit:
-            return certified(record, policy, threshold_grid(record, policy, num_labels), **promise)
-        shuffled = np.random.default_rng(0).permutation(len(record))
-        for_path = round(PATH_PART * len(record))
-        if not 0 < for_path < len(record):
-            raise ValueError(
-                f"{len(record)} images are too few: some choose thresholds per exit, others certify them."
-            )
-        path = greedy_path(record.select(shuffled[:for_path]), policy)
-        return certified(record.select(shuffled[for_path:]), policy, path, **promise)
-    path = greedy_path(record, policy) if per_exit else shared_thresholds(record, policy)
-    within = within_cost if "max_cost" in promise else within_drop
-    found = within(record, policy, path, **promise)
-    return Certificate(found if _saves(found.outcome) else None, None)
+    config = predictor.config
+    policy = policy or config.exit_policy
+    if policy not in EXIT_POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(map(repr, EXIT_POLICIES))}, got {policy!r}.")
+    if len(config.exit_layers) < 2:
+        raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
+    describe = getattr(dataset, "describe", None)
+    data = describe() if describe else None
+    if target.confidence is not None and data and data["split"] in ("train", "all"):
+        raise ValueError(
+            f"the split {data['split']!r} has images that trained the model, so it can certify nothing; take images "
+            f"that were held out."
+        )
+    predictions = predict_exits(predictor, dataset, batch_size=batch_size, num_workers=num_workers)
+    return calibrate_predictions(predictions, target, policy=policy, num_labels=config.num_labels, data=data)
 
 
-def enable_early_exit(
-    config: MEViTConfig, found: Calibration, promise: dict[str, Any], *, per_exit: bool, source: dict[str, Any]
-) -> None:
-    """Writes a setting into a model's config, with what it promises and what it was chosen on, and turns it on."""
-    config.exit_policy, config.early_exit = found.policy, True
-    if found.policy == "patience":
-        config.patience, config.exit_thresholds = found.setting, None
-        setting: dict[str, Any] = {"patience": found.setting}
-    else:
-        # JSON has no infinity, and no score is below 0
-        config.exit_thresholds = [max(threshold, 0.0) for threshold in found.setting]
-        setting = {"thresholds": config.exit_thresholds, "per_exit": per_exit}
-    measured = asdict(found.outcome)
-    measured["exit_counts"] = {str(layer): count for layer, count in measured["exit_counts"].items()}
-    config.calibration = {
-        "policy": found.policy,
-        **setting,
-        "promise": promise,
-        "measured": measured,
-        "data": source,
-    }
+def calibrate_predictions(
+    predictions: ExitPredictions,
+    target: CalibrationTarget,
+    *,
+    policy: str,
+    num_labels: int,
+    data: dict[str, Any] | None = None,
+) -> CalibrationResult:
+    """[`calibrate`] from predictions that are there already.
+
+    Args:
+        predictions: of every exit on the calibration images.
+        target: what the thresholds are chosen for.
+        policy: exit policy.
+        num_labels: L, of the model.
+        data: what tells the calibration images.
+    """
+    if target.confidence is not None:
+        grid = threshold_grid(policy, len(predictions.exit_layers), num_labels)
+        certified, first_failure = fixed_sequence_test(predictions, policy, grid, target)
+        return CalibrationResult(target, certified, first_failure, data)
+    tried = [predictions.simulate(policy, thresholds) for thresholds in shared_thresholds(predictions, policy)]
+    chosen = best_within_cost(tried, target.max_cost) if target.max_cost is not None else None
+    if target.max_accuracy_drop is not None:
+        chosen = cheapest_within_drop(tried, target.max_accuracy_drop)
+    return CalibrationResult(target, chosen if chosen and chosen.saves else None, None, data)
 
 
 def disable_early_exit(config: MEViTConfig) -> None:
@@ -126,160 +256,96 @@ def disable_early_exit(config: MEViTConfig) -> None:
     config.early_exit, config.exit_thresholds, config.calibration = False, None, None
 
 
-def never_early(record: ExitPredictions, policy: str) -> Setting:
-    """The setting under which every image reaches the last exit."""
-    num_exits = len(record.exit_layers)
-    return num_exits if policy == "patience" else [-math.inf] * (num_exits - 1)
-
-
-def shared_thresholds(record: ExitPredictions, policy: str) -> list[Setting]:
-    """Settings with one threshold for all exits, midway between neighbouring scores of the record.
-
-    For `"patience"`, every number of exits that can agree.
+def shared_thresholds(predictions: ExitPredictions, policy: str) -> list[list[float]]:
+    """One threshold for all early exits, midway between neighbouring scores of the predictions.
 
     Returns:
-        Settings from the most careful to the boldest.
+        Lists of E − 1 thresholds, from the most careful one, under which no image leaves early, to the boldest.
     """
-    num_exits = len(record.exit_layers)
-    if policy == "patience":
-        return list(range(num_exits, 0, -1))
-    candidates = _thresholds_between(record.scores[policy][:, :-1])
-    return [[float(threshold)] * (num_exits - 1) for threshold in (-math.inf, *candidates)]
+    scores = predictions.scores[policy][:, :-1]
+    values = np.unique(scores).astype(np.float64)
+    between = np.append((values[:-1] + values[1:]) / 2, values[-1:] + 1)
+    chosen = np.linspace(0, len(between) - 1, min(_MOST_CANDIDATES, len(between))).round().astype(int)
+    return [[float(threshold)] * scores.shape[1] for threshold in (-math.inf, *between[chosen])]
 
 
-def threshold_grid(record: ExitPredictions, policy: str, num_labels: int) -> list[Setting]:
-    """Settings with one threshold for all exits on a grid that no image has a part in.
+def threshold_grid(policy: str, num_exits: int, num_labels: int) -> list[list[float]]:
+    """One threshold for all early exits, on a grid that no image has a part in.
 
     Returns:
-        Settings from the most careful to the boldest. The scores' values are not looked at.
+        Lists of E − 1 thresholds, from the most careful to the boldest.
     """
-    num_exits = len(record.exit_layers)
-    if policy == "patience":
-        return list(range(num_exits, 0, -1))
-    grid = _GRID_OF_UNCERTAINTY if policy == "uncertainty" else _GRID
-    largest = math.log(num_labels) if policy == "entropy" else 1.0
-    return [[float(threshold)] * (num_exits - 1) for threshold in largest * grid]
+    grids = {
+        "uncertainty": _GRID_OF_UNCERTAINTY,
+        "entropy": math.log(num_labels) * _GRID,
+        "patience": (np.arange(num_exits) + 0.5) / num_exits,  # midway between the scores there are, 1 − streak/E
+    }
+    return [[float(threshold)] * (num_exits - 1) for threshold in grids.get(policy, _GRID)]
 
 
-def greedy_path(record: ExitPredictions, policy: str, candidates_per_exit: int = 50) -> list[Setting]:
-    """Settings with one threshold for each exit, which rise one at a time.
-
-    Each step raises the threshold that loses the fewest right answers for the cost that it saves.
-
-    Returns:
-        Settings from the most careful to the boldest; each lets go at least those whom the one before lets go, at the
-        same exit or an earlier one.
+def best_within_cost(tried: list[OperatingPoint], max_cost: float) -> OperatingPoint:
+    """The most accurate of some operating points whose mean cost is at most `max_cost`.
 
     Raises:
-        ValueError: for `"patience"`, which has no thresholds.
+        ValueError: where none is that cheap.
     """
-    if policy == "patience":
-        raise ValueError("patience has one number for all exits; allowed are policies with a score.")
-    scores = record.scores[policy]
-    num_early = len(record.exit_layers) - 1
-    candidates = [_thresholds_between(scores[:, place], candidates_per_exit) for place in range(num_early)]
-    setting = never_early(record, policy)
-    outcome = record.outcome(record.places(policy, setting))
-    path, steps = [list(setting)], [0] * num_early
-    while True:
-        best = None
-        for place in range(num_early):
-            if steps[place] == len(candidates[place]):
-                continue
-            raised = [*setting[:place], float(candidates[place][steps[place]]), *setting[place + 1 :]]
-            result = record.outcome(record.places(policy, raised))
-            saved, lost = outcome.cost - result.cost, outcome.accuracy - result.accuracy
-            # first what loses nothing; then the smallest loss for the saving
-            rate = lost / saved if saved > 0 else (math.inf if lost > 0 else -math.inf)
-            if best is None or rate < best[0]:
-                best = rate, place, raised, result
-        if best is None:
-            return path
-        _, place, setting, outcome = best
-        steps[place] += 1
-        path.append(setting)
-
-
-def within_cost(record: ExitPredictions, policy: str, path: list[Setting], max_cost: float) -> Calibration:
-    """The most accurate setting of a path whose mean cost on the record is at most `max_cost`.
-
-    Raises:
-        ValueError: where no setting is that cheap.
-    """
-    tried = _tried(record, policy, path)
-    allowed = [calibration for calibration in tried if calibration.outcome.cost <= max_cost]
+    allowed = [point for point in tried if point.cost <= max_cost]
     if not allowed:
-        cheapest = min(calibration.outcome.cost for calibration in tried)
-        raise ValueError(f"max_cost={max_cost} is out of reach: leaving at the first exit costs {cheapest:.3f}.")
-    return max(allowed, key=lambda calibration: (calibration.outcome.accuracy, -calibration.outcome.cost))
+        cheapest = min(point.cost for point in tried)
+        raise ValueError(f"max_cost must be at least {cheapest:.3f}, the cost of the first exit, got {max_cost}.")
+    return max(allowed, key=lambda point: (point.accuracy, -point.cost))
 
 
-def within_drop(record: ExitPredictions, policy: str, path: list[Setting], max_accuracy_drop: float) -> Calibration:
-    """The cheapest setting of a path that loses at most `max_accuracy_drop` against the last exit, on the record."""
-    _check_share("max_accuracy_drop", max_accuracy_drop, zero=True)
-    allowed = [tried for tried in _tried(record, policy, path) if tried.outcome.drop <= max_accuracy_drop]
-    return min(allowed, key=lambda calibration: (calibration.outcome.cost, -calibration.outcome.accuracy))
+def cheapest_within_drop(tried: list[OperatingPoint], max_accuracy_drop: float) -> OperatingPoint:
+    """The cheapest of some operating points that lose at most `max_accuracy_drop` against the last exit."""
+    allowed = [point for point in tried if point.drop <= max_accuracy_drop]
+    return min(allowed, key=lambda point: (point.cost, -point.accuracy))
 
 
-def certified(
-    record: ExitPredictions,
-    policy: str,
-    path: list[Setting],
-    *,
-    max_accuracy_drop: float,
-    confidence: float,
-    bound: str = "harm",
-) -> "Certificate":
-    """The boldest setting that is certified to lose at most `max_accuracy_drop` in accuracy against the last exit.
+def fixed_sequence_test(
+    predictions: ExitPredictions, policy: str, sequence: Iterable[list[float]], target: CalibrationTarget
+) -> tuple[OperatingPoint | None, OperatingPoint | None]:
+    """The boldest thresholds that are certified for a target with a confidence.
 
-    With probability `confidence` over the draw of the record's images, the true drop is at most that.
+    With probability `target.confidence` over the draw of the images, the true drop is at most
+    `target.max_accuracy_drop`.
 
     Args:
-        record: of images that had no part in `path`, drawn like those to come.
+        predictions: on images that had no part in `sequence`, drawn like those to come.
         policy: exit policy.
-        path: settings from the most careful on, fixed beforehand.
-        max_accuracy_drop: allowed drop, a share.
-        confidence: of the certificate, a share.
-        bound: `"harm"` tests the harm rate ([`harm_p_value`]), `"difference"` the drop itself
-            ([`difference_p_value`]).
+        sequence: thresholds from the most careful on, fixed beforehand.
+        target: with `max_accuracy_drop`, `confidence` and `bound`.
 
     Returns:
-        The certified setting, None where nothing that saves anything is certified, and the one that was refused.
-
-    Raises:
-        ValueError: where a number is no share.
+        The boldest certified operating point, None where none that saves anything is certified; and the first one that
+        failed, None where all passed.
     """
-    _check_share("max_accuracy_drop", max_accuracy_drop)
-    _check_share("confidence", confidence)
-    if bound not in BOUNDS:
-        raise ValueError(f"bound={bound!r} is unknown; allowed are {', '.join(map(repr, BOUNDS))}.")
-    granted = refused = None
-    for setting in path:
-        tried = Calibration(policy, setting, record.outcome(record.places(policy, setting)))
-        if p_value(tried.outcome, max_accuracy_drop, bound) > 1 - confidence:
-            refused = tried
-            break
-        if _saves(tried.outcome):
-            granted = tried
-    return Certificate(granted, refused)
+    certified = None
+    for thresholds in sequence:
+        point = predictions.simulate(policy, thresholds)
+        if p_value(point, target) > 1 - target.confidence:
+            return certified, point
+        if point.saves:
+            certified = point
+    return certified, None
 
 
-def p_value(outcome: OperatingPoint, max_accuracy_drop: float, bound: str) -> float:
-    """Of the hypothesis that the true drop is above `max_accuracy_drop`, by one of the bounds."""
-    if bound == "harm":
-        return harm_p_value(outcome.harms, outcome.images, max_accuracy_drop)
-    return difference_p_value(outcome.harms, outcome.corrections, outcome.images, max_accuracy_drop)
+def p_value(point: OperatingPoint, target: CalibrationTarget) -> float:
+    """Of the hypothesis that the true drop is above `target.max_accuracy_drop`, by `target.bound`."""
+    if target.bound == "harm":
+        return harm_p_value(point.harms, point.num_samples, target.max_accuracy_drop)
+    return difference_p_value(point.harms, point.corrections, point.num_samples, target.max_accuracy_drop)
 
 
-def harm_p_value(harms: int, images: int, max_accuracy_drop: float) -> float:
+def harm_p_value(harms: int, num_samples: int, max_accuracy_drop: float) -> float:
     """Exact binomial p-value of the hypothesis that the harm rate is above `max_accuracy_drop`.
 
     The harm rate is P(last exit right and exit taken wrong), which is never below the drop.
     """
-    return float(binom.cdf(harms, images, max_accuracy_drop))
+    return float(binom.cdf(harms, num_samples, max_accuracy_drop))
 
 
-def difference_p_value(harms: float, corrections: float, images: float, max_accuracy_drop: float) -> float:
+def difference_p_value(harms: float, corrections: float, num_samples: float, max_accuracy_drop: float) -> float:
     """P-value of the hypothesis that the drop is above `max_accuracy_drop`, from the paired differences themselves.
 
     Let d_i be 1 where the exit taken corrects the last one, −1 where it harms, else 0, and δ the allowed drop. A
@@ -288,16 +354,16 @@ def difference_p_value(harms: float, corrections: float, images: float, max_accu
     Markov's inequality 1/K is a p-value (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
     betting", 2024, with constant bets, so that the order of the images does not matter).
     """
-    log_capital = _log_capital(harms, corrections, images, max_accuracy_drop)
+    log_capital = _log_capital(harms, corrections, num_samples, max_accuracy_drop)
     return float(np.exp(min(0.0, np.log(len(log_capital)) - logsumexp(log_capital))))
 
 
-def _log_capital(harms: float, corrections: float, images: float, drop: float) -> np.ndarray:
+def _log_capital(harms: float, corrections: float, num_samples: float, drop: float) -> np.ndarray:
     """Logarithm of K(λ) for each λ of a grid, of which 0 is the first."""
     stakes = np.linspace(0, 1, 101)[:-1] / (1 - drop)  # the last one would be ruined by a single harm
     return (
         harms * np.log1p(stakes * (drop - 1))
-        + (images - harms - corrections) * np.log1p(stakes * drop)
+        + (num_samples - harms - corrections) * np.log1p(stakes * drop)
         + corrections * np.log1p(stakes * (drop + 1))
     )
 
@@ -319,12 +385,12 @@ def required_sample_size(
     if harm_rate >= max_accuracy_drop:
         return None
 
-    def load_split(harms: int) -> int:
+    def size_for(harms: int) -> int:
         return _smallest(lambda n: harm_p_value(harms, n, max_accuracy_drop) <= 1 - confidence)
 
     if harm_rate == 0:
-        return load_split(0)
-    return load_split(_smallest(lambda harms: harms >= harm_rate * load_split(harms)))
+        return size_for(0)
+    return size_for(_smallest(lambda harms: harms >= harm_rate * size_for(harms)))
 
 
 def _smallest(holds: Callable[[int], bool]) -> int:
@@ -333,25 +399,3 @@ def _smallest(holds: Callable[[int], bool]) -> int:
     while not holds(enough):
         enough *= 2
     return bisect.bisect_left(range(enough), True, lo=enough // 2, key=holds)
-
-
-def _saves(outcome: OperatingPoint) -> bool:
-    """Whether any image leaves before the last exit."""
-    return outcome.exit_counts[max(outcome.exit_counts)] < outcome.images
-
-
-def _tried(record: ExitPredictions, policy: str, path: list[Setting]) -> list[Calibration]:
-    return [Calibration(policy, setting, record.outcome(record.places(policy, setting))) for setting in path]
-
-
-def _thresholds_between(scores: np.ndarray, at_most: int = _MOST_CANDIDATES) -> np.ndarray:
-    """Ascending thresholds midway between neighbouring scores, and one above the largest."""
-    values = np.unique(scores).astype(np.float64)
-    between = np.append((values[:-1] + values[1:]) / 2, values[-1] + 1)
-    chosen = np.linspace(0, len(between) - 1, min(at_most, len(between))).round().astype(int)
-    return between[chosen]
-
-
-def _check_share(name: str, given: float, zero: bool = False) -> None:
-    if not (0 < given < 1 or (zero and given == 0)):
-        raise ValueError(f"{name}={given} is no share; allowed is {'0 or ' if zero else ''}above 0 and below 1.")

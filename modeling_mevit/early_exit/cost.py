@@ -12,8 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from .configuration_mevit import MEViTConfig
-from .modeling_mevit import MEViTForImageClassification
+from ..configuration_mevit import MEViTConfig
+from ..modeling_mevit import MEViTForImageClassification
+from ..vit_backbone_mevit import to_2tuple
 
 
 def count_macs(model: PreTrainedModel, full_last_layer: bool = False) -> int:
@@ -21,11 +22,10 @@ def count_macs(model: PreTrainedModel, full_last_layer: bool = False) -> int:
 
     A [`MEViTForImageClassification`] computes its last layer for [CLS] alone, unless `full_last_layer`.
     """
-    size = model.config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = to_2tuple(model.config.image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         image = torch.empty(1, model.config.num_channels, height, width, device="meta")
-        model(image, output_hidden_states=full_last_layer)
+        model(image, output_hidden_states=full_last_layer)  # which needs every layer in full
     return counter.get_total_flops() // 2
 
 
@@ -79,11 +79,11 @@ def dynamic_exit_costs(config: MEViTConfig) -> dict[int, float]:
     for place, layer in enumerate(config.exit_layers, start=1):
         prefix = copy.deepcopy(config)
         prefix.num_hidden_layers, prefix.exit_layers = layer, config.exit_layers[:place]
-        prefix.exit_policy, prefix.exit_thresholds = "uncertainty", None
+        prefix.exit_policy, prefix.exit_thresholds, prefix.calibration = "uncertainty", None, None
         model = on_meta_device(MEViTForImageClassification, prefix)
         needed = count_macs(model)
         if layer == config.exit_layers[-1]:
-            needed -= model.uncertainty.weight.shape[1]  # whoever comes here stays, so no prediction is made
+            needed -= model.uncertainty.weight.shape[1]  # no image goes on from here, so no score is needed
         costs[layer] = needed / plain
     return costs
 
@@ -101,7 +101,7 @@ def mean_cost(exit_layer: Iterable[int], config: MEViTConfig) -> float:
     costs = dynamic_exit_costs(config)
     layers = [int(layer) for layer in exit_layer]
     if not layers:
-        raise ValueError("no images have no mean cost; one at least is needed.")
+        raise ValueError("exit_layer is empty; a mean cost needs at least one image.")
     return sum(costs[layer] for layer in layers) / len(layers)
 
 

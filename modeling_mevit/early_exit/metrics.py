@@ -1,89 +1,34 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of multi-exit models as `evaluate` modules that need no network. N samples, E exits in ascending order."""
+"""How well scores find errors, and what early exit by them gives at each cost. N samples, E exits in ascending order."""
 
-import datasets
-import evaluate
 import numpy as np
 from scipy.stats import mannwhitneyu
 
 
-class ExitMetric(evaluate.Metric):
-    """A metric of one row of numbers for each sample."""
+def auroc_per_exit(scores: np.ndarray, correct: np.ndarray) -> list[float]:
+    """How well each exit's score finds its errors: the area under the ROC curve.
 
-    description: str
-    features: datasets.Features
+    It is the probability that an error has a higher score than a right answer; ties count half.
 
-    def __init__(self, **kwargs):
-        # each process of a distributed run computes on what was gathered; none needs a file for it
-        super().__init__(keep_in_memory=True, **kwargs)
+    Args:
+        scores: (N, E), low where an exit is sure.
+        correct: (N, E), bool.
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(description=self.description, citation="", features=self.features)
-
-
-class ExitAccuracy(ExitMetric):
-    """Share of samples that each exit gets right.
-
-    `compute(predictions=(N, E), references=(N,), exit_layers=[…])` gives `accuracy/exit_k` for each exit k, and
-    `accuracy`, that of the last one.
+    Returns:
+        E numbers in 0 … 1; NaN for an exit without an error or without a right answer.
     """
-
-    description = "Accuracy of every exit of a multi-exit classifier."
-    features = datasets.Features(
-        {"predictions": datasets.List(datasets.Value("int64")), "references": datasets.Value("int64")}
-    )
-
-    def _compute(self, predictions, references, exit_layers: list[int]) -> dict[str, float]:
-        accuracies = (np.asarray(predictions) == np.asarray(references)[:, None]).mean(0).tolist()  # E numbers
-        per_exit = {f"accuracy/exit_{layer}": value for layer, value in zip(exit_layers, accuracies, strict=True)}
-        return {"accuracy": accuracies[-1], **per_exit}
+    return [_auroc(scores[~correct[:, e], e], scores[correct[:, e], e]) for e in range(scores.shape[1])]
 
 
-class ErrorDetection(ExitMetric):
-    """How well an exit's score tells its errors: the probability that an error has a higher score than a right answer.
-
-    `compute(predictions=scores (N, E), references=right (N, E), exit_layers=[…])` gives `auroc/exit_k` for each exit k
-    (ties count half; NaN for an exit without an error or without a right answer), and `auroc`, the mean of the others.
-    """
-
-    description = "Area under the ROC curve of finding an exit's errors by its score."
-    features = datasets.Features(
-        {"predictions": datasets.List(datasets.Value("float32")), "references": datasets.List(datasets.Value("bool"))}
-    )
-
-    def _compute(self, predictions, references, exit_layers: list[int]) -> dict[str, float]:
-        scores, right = np.asarray(predictions), np.asarray(references)
-        areas = [_auroc(scores[~right[:, e], e], scores[right[:, e], e]) for e in range(scores.shape[1])]
-        per_exit = {f"auroc/exit_{layer}": area for layer, area in zip(exit_layers, areas, strict=True)}
-        known = [area for area in areas if not np.isnan(area)]
-        return {"auroc": float(np.mean(known)) if known else float("nan"), **per_exit}
-
-
-class AccuracyCostArea(ExitMetric):
-    """Mean accuracy of early-exit runs over all mean costs between the first exit's and the last one's.
-
-    `compute(predictions=scores (N, E), references=right (N, E), costs=[…])` gives `area` for one threshold shared by
-    all exits, and `oracle`, that of a policy that knows which exits are right.
-    """
-
-    description = "Area under the accuracy–cost curve of early exit, over its range of costs."
-    features = ErrorDetection.features
-
-    def _compute(self, predictions, references, costs: list[float]) -> dict[str, float]:
-        scores, right, costs = np.asarray(predictions), np.asarray(references), np.asarray(costs)
-        return {
-            "area": area_under(*shared_threshold_curve(scores, right, costs), costs),
-            "oracle": area_under(*oracle_curve(right, costs), costs),
-        }
-
-
-def shared_threshold_curve(scores: np.ndarray, right: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def shared_threshold_curve(
+    scores: np.ndarray, correct: np.ndarray, costs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Costs and accuracies of early-exit runs for every threshold that all exits share.
 
     Args:
         scores: (N, E), low where an exit is sure.
-        right: (N, E), bool.
+        correct: (N, E), bool.
         costs: (E,), ascending, of a sample that leaves there.
 
     Returns:
@@ -95,31 +40,31 @@ def shared_threshold_curve(scores: np.ndarray, right: np.ndarray, costs: np.ndar
     moves_at = np.unique(lowest)[::-1]  # distinct thresholds, falling
     order = np.searchsorted(-moves_at, -lowest)  # which threshold makes a sample pass each exit, (N, E − 1)
     cost_change = np.zeros(len(moves_at))
-    right_change = np.zeros(len(moves_at))
+    correct_change = np.zeros(len(moves_at))
     for exit_index in range(scores.shape[1] - 1):
         step = costs[exit_index + 1] - costs[exit_index]
         np.add.at(cost_change, order[:, exit_index], step)
-        gained = right[:, exit_index + 1].astype(float) - right[:, exit_index]
-        np.add.at(right_change, order[:, exit_index], gained)
+        gained = correct[:, exit_index + 1].astype(float) - correct[:, exit_index]
+        np.add.at(correct_change, order[:, exit_index], gained)
     mean_costs = costs[0] + np.append(0, cost_change.cumsum()) / len(scores)
-    accuracies = right[:, 0].mean() + np.append(0, right_change.cumsum()) / len(scores)
+    accuracies = correct[:, 0].mean() + np.append(0, correct_change.cumsum()) / len(scores)
     return mean_costs, accuracies
 
 
-def oracle_curve(right: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def oracle_curve(correct: np.ndarray, costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Costs and accuracies of runs that know which exits are right: the cheapest corrections come first.
 
     Args:
-        right: (N, E), bool.
+        correct: (N, E), bool.
         costs: (E,), ascending.
 
     Returns:
         Mean cost and accuracy, (T,) each, from everyone at the first exit to everyone as right as can be.
     """
-    first_right = right.argmax(1)
-    later = np.sort(first_right[right.any(1) & (first_right > 0)])
-    mean_costs = costs[0] + np.append(0, (costs[later] - costs[0]).cumsum()) / len(right)
-    return mean_costs, right[:, 0].mean() + np.arange(len(later) + 1) / len(right)
+    first_correct = correct.argmax(1)
+    later = np.sort(first_correct[correct.any(1) & (first_correct > 0)])
+    mean_costs = costs[0] + np.append(0, (costs[later] - costs[0]).cumsum()) / len(correct)
+    return mean_costs, correct[:, 0].mean() + np.arange(len(later) + 1) / len(correct)
 
 
 def area_under(mean_costs: np.ndarray, accuracies: np.ndarray, costs: np.ndarray) -> float:
@@ -127,7 +72,12 @@ def area_under(mean_costs: np.ndarray, accuracies: np.ndarray, costs: np.ndarray
     if costs[-1] == costs[0]:
         return float(accuracies[-1])
     mean_costs, accuracies = np.append(mean_costs, costs[-1]), np.append(accuracies, accuracies[-1])
-    return float(np.trapezoid(accuracies, mean_costs) / (costs[-1] - costs[0]))
+    return float(_trapezoid(accuracies, mean_costs) / (costs[-1] - costs[0]))
+
+
+def _trapezoid(heights: np.ndarray, places: np.ndarray) -> float:
+    """`np.trapezoid`, which NumPy 1 calls otherwise."""
+    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(places)).sum())
 
 
 def _auroc(errors: np.ndarray, right_answers: np.ndarray) -> float:

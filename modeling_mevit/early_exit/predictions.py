@@ -1,24 +1,78 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What every exit of a model says of every image of a data set: all that calibration and evaluation need.
+"""What every exit says of every image of a data set: all that calibration and evaluation need.
 
-N images, E exits in ascending order. A setting is what decides where an image leaves: a list of E − 1 thresholds,
-or, for `"patience"`, how many exits in a row must agree.
+N images, E exits in ascending order.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ..configuration_mevit import MEViTConfig
+from ..exit_policy_mevit import EXIT_POLICIES, exit_scores, first_exit
+from ..modeling_mevit import MEViTOutput
 from .cost import dynamic_exit_costs
-from .exit_policy_mevit import SCORES, agreement, exit_scores, first_exit
-from .modeling_mevit import MEViTForImageClassification
 
 
-Setting = list[float] | int
+class Predictor(Protocol):
+    """What can be calibrated and evaluated: a `MEViTForImageClassification`, or a `MEViTCascade` of its export."""
+
+    config: MEViTConfig
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, pixel_values: Tensor, *, early_exit: bool | None = None) -> MEViTOutput: ...
+
+    def to_vit(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Thresholds of early exit, and what they gave on a data set.
+
+    Args:
+        policy: exit policy.
+        thresholds: E − 1, of the early exits' scores.
+        num_samples: N.
+        accuracy: of the exits taken.
+        full_model_accuracy: of the last exit, on the same images.
+        cost: mean, relative to the plain ViT.
+        harms: images that the last exit gets right and the exit taken wrong.
+        corrections: images that the exit taken gets right and the last exit wrong.
+        exit_counts: exit layer → number of images that left there.
+    """
+
+    policy: str
+    thresholds: list[float]
+    num_samples: int
+    accuracy: float
+    full_model_accuracy: float
+    cost: float
+    harms: int
+    corrections: int
+    exit_counts: dict[int, int]
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost against the last exit; negative where early exits gain."""
+        return (self.harms - self.corrections) / self.num_samples
+
+    @property
+    def saves(self) -> bool:
+        """Whether any image leaves before the last exit."""
+        return self.exit_counts[max(self.exit_counts)] < self.num_samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, whose keys are strings."""
+        return {**asdict(self), "exit_counts": {str(layer): count for layer, count in self.exit_counts.items()}}
 
 
 @dataclass(frozen=True)
@@ -30,7 +84,7 @@ class ExitPredictions:
         costs: (E,), of an image that leaves there ([`dynamic_exit_costs`]).
         labels: (N,), int64.
         predictions: (N, E), int64.
-        scores: policy → (N, E), float32, for every policy that has a score.
+        scores: policy → (N, E), float32, low where an exit is sure.
     """
 
     exit_layers: list[int]
@@ -43,110 +97,118 @@ class ExitPredictions:
         return len(self.labels)
 
     @property
-    def right(self) -> np.ndarray:
+    def correct(self) -> np.ndarray:
         """(N, E), bool: whether each exit is right."""
         return self.predictions == self.labels[:, None]
 
-    def select(self, images: np.ndarray) -> "ExitPredictions":
-        """The record of some of the images, by index or mask."""
+    def select(self, samples: np.ndarray) -> "ExitPredictions":
+        """Those of some of the images, by index or mask."""
         return ExitPredictions(
             self.exit_layers,
             self.costs,
-            self.labels[images],
-            self.predictions[images],
-            {policy: scores[images] for policy, scores in self.scores.items()},
+            self.labels[samples],
+            self.predictions[samples],
+            {policy: scores[samples] for policy, scores in self.scores.items()},
         )
 
-    def places(self, policy: str, setting: Setting) -> np.ndarray:
-        """(N,), int64: place of the exit that each image takes, 0 … E − 1."""
-        if policy == "patience":
-            leaves = agreement(torch.from_numpy(self.predictions))[:, :-1] >= setting
-        else:
-            leaves = torch.from_numpy(self.scores[policy][:, :-1] < np.asarray(setting, dtype=np.float32))
-        return first_exit(leaves).numpy()
+    def exit_indices(self, policy: str, thresholds: Sequence[float]) -> np.ndarray:
+        """(N,), int64: place of the exit that each image takes, 0 … E − 1, under E − 1 thresholds."""
+        leaves = self.scores[policy][:, :-1] < np.asarray(thresholds, dtype=np.float32)
+        return first_exit(torch.from_numpy(leaves)).numpy()
 
-    def outcome(self, places: np.ndarray) -> "OperatingPoint":
-        """What an early-exit run gives, from the place where each image leaves, (N,)."""
-        right = self.right
-        taken, last = right[np.arange(len(self)), places], right[:, -1]
+    def simulate(self, policy: str, thresholds: Sequence[float]) -> OperatingPoint:
+        """What an early-exit run under E − 1 thresholds gives."""
+        return self.operating_point(policy, thresholds, self.exit_indices(policy, thresholds))
+
+    def operating_point(self, policy: str, thresholds: Sequence[float], indices: np.ndarray) -> OperatingPoint:
+        """What a run gives in which images left at the exits of `indices`, (N,)."""
+        correct = self.correct
+        taken, last = correct[np.arange(len(self)), indices], correct[:, -1]
+        counts = np.bincount(indices, minlength=len(self.exit_layers)).tolist()
         return OperatingPoint(
-            images=len(self),
+            policy=policy,
+            thresholds=list(thresholds),
+            num_samples=len(self),
             accuracy=float(taken.mean()),
             full_model_accuracy=float(last.mean()),
-            cost=float(self.costs[places].mean()),
+            cost=float(self.costs[indices].mean()),
             harms=int((last & ~taken).sum()),
             corrections=int((taken & ~last).sum()),
-            exit_counts={
-                layer: int(count)
-                for layer, count in zip(
-                    self.exit_layers, np.bincount(places, minlength=len(self.exit_layers)), strict=True
-                )
-            },
+            exit_counts=dict(zip(self.exit_layers, counts, strict=True)),
         )
 
 
-@dataclass(frozen=True)
-class OperatingPoint:
-    """What an early-exit run gave.
+class PredictionCollector:
+    """Gathers the outputs of a run of all exits, batch by batch, into [`ExitPredictions`]."""
 
-    Args:
-        images: N.
-        accuracy: of the exits taken.
-        full_model_accuracy: of the same images, run to the end.
-        cost: mean, relative to the plain ViT.
-        harms: images that the last exit gets right and the exit taken wrong.
-        corrections: images that the exit taken gets right and the last exit wrong.
-        exit_counts: exit layer → number of images that left there.
+    def __init__(self, config: MEViTConfig):
+        self.config = config
+        self._labels: list[np.ndarray] = []
+        self._predictions: list[np.ndarray] = []
+        self._scores: dict[str, list[np.ndarray]] = {}
+
+    def add(self, outputs: MEViTOutput, labels: Tensor) -> None:
+        """Adds a batch.
+
+        Raises:
+            ValueError: where a score is NaN.
+        """
+        logits = outputs.exit_logits.float().cpu()
+        for policy in EXIT_POLICIES:
+            if policy == self.config.exit_policy:
+                scores = outputs.exit_scores.float().cpu()
+            elif policy == "uncertainty" and outputs.exit_uncertainty is None:
+                continue  # an export has the score of its own policy, and logits
+            elif policy == "margin" and logits.shape[-1] < 2:
+                continue
+            else:
+                scores = exit_scores(policy, logits, outputs.exit_uncertainty).float().cpu()
+            if scores.isnan().any():
+                raise ValueError(f"the scores of exit_policy={policy!r} must be numbers, and some are NaN.")
+            self._scores.setdefault(policy, []).append(scores.numpy())
+        self._labels.append(labels.numpy())
+        self._predictions.append(logits.argmax(-1).numpy())
+
+    def result(self) -> ExitPredictions:
+        """Everything that was added."""
+        costs = dynamic_exit_costs(self.config)
+        return ExitPredictions(
+            exit_layers=list(self.config.exit_layers),
+            costs=np.array([costs[layer] for layer in self.config.exit_layers]),
+            labels=np.concatenate(self._labels),
+            predictions=np.concatenate(self._predictions),
+            scores={policy: np.concatenate(scores) for policy, scores in self._scores.items()},
+        )
+
+
+def batches(dataset: Dataset, batch_size: int, num_workers: int, description: str) -> "tqdm[dict[str, Tensor]]":
+    """A data set in batches, under a progress bar.
+
+    Raises:
+        ValueError: where it has no images.
     """
-
-    images: int
-    accuracy: float
-    full_model_accuracy: float
-    cost: float
-    harms: int
-    corrections: int
-    exit_counts: dict[int, int]
-
-    @property
-    def drop(self) -> float:
-        """Accuracy lost against the last exit; negative where early exits gain."""
-        return (self.harms - self.corrections) / self.images
+    if not len(dataset):  # type: ignore[arg-type]
+        raise ValueError("the data set has no images; at least one is needed.")
+    return tqdm(DataLoader(dataset, batch_size, num_workers=num_workers), desc=description, unit="batch")
 
 
 @torch.no_grad()
 def predict_exits(
-    model: MEViTForImageClassification, dataset: Dataset, *, batch_size: int = 32, num_workers: int = 0
+    predictor: Predictor, dataset: Dataset, *, batch_size: int = 32, num_workers: int = 0
 ) -> ExitPredictions:
     """Runs every exit on every image of a data set and shows a progress bar.
 
     Args:
-        model: in eval mode, on the device to run on.
-        dataset: of `{"pixel_values": (3, H, W), "labels": int}`, as [`ImageClassificationDataset`] gives them.
+        predictor: a model in eval mode, on the device to run on, or the cascade of an export.
+        dataset: of `{"pixel_values": (3, H, W), "labels": int}`.
         batch_size: images at a time.
         num_workers: processes that read images.
 
     Raises:
-        ValueError: if there are no images, or a score is no number.
+        ValueError: where there are no images, or a score is NaN.
     """
-    if not len(dataset):
-        raise ValueError("there are no images to run the exits on.")
-    labels, predictions = [], []
-    scores: dict[str, list[np.ndarray]] = {policy: [] for policy in SCORES}
-    for batch in tqdm(DataLoader(dataset, batch_size, num_workers=num_workers), desc="exits", unit="batch"):
-        outputs = model(batch["pixel_values"].to(model.device), early_exit=False)
-        labels.append(batch["labels"].numpy())
-        predictions.append(outputs.exit_logits.argmax(-1).cpu().numpy())
-        for policy in SCORES:
-            given = exit_scores(policy, outputs.exit_logits, outputs.exit_uncertainty).float().cpu()
-            if given.isnan().any():
-                raise ValueError(f"the model gives scores that are no numbers (policy {policy!r}); is it trained?")
-            scores[policy].append(given.numpy())
-    config = model.config
-    costs = dynamic_exit_costs(config)
-    return ExitPredictions(
-        exit_layers=list(config.exit_layers),
-        costs=np.array([costs[layer] for layer in config.exit_layers]),
-        labels=np.concatenate(labels),
-        predictions=np.concatenate(predictions),
-        scores={policy: np.concatenate(given) for policy, given in scores.items()},
-    )
+    collector = PredictionCollector(predictor.config)
+    for batch in batches(dataset, batch_size, num_workers, "exits"):
+        outputs = predictor(batch["pixel_values"].to(predictor.device), early_exit=False)
+        collector.add(outputs, batch["labels"])
+    return collector.result()

@@ -101,7 +101,7 @@ def test_what_a_config_asks_for_does_not_change_its_cost():
 
 
 def test_no_images_have_no_mean_cost():
-    with pytest.raises(ValueError, match="no images have no mean cost"):
+    with pytest.raises(ValueError, match="exit_layer is empty; a mean cost needs at least one image"):
         mean_cost([], MEViTConfig(**TINY))
 
 

@@ -1,81 +1,107 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import numpy as np
 import pytest
 import torch
 
-from modeling_mevit.early_exit.cost import dynamic_exit_costs, static_exit_costs
-from modeling_mevit.early_exit.evaluation import class_changes, evaluate, plain_vit, run_early_exit
+from modeling_mevit.data.identity import encode_digests, fingerprint
+from modeling_mevit.early_exit.cost import static_exit_costs
+from modeling_mevit.early_exit.evaluation import class_changes, classifier_accuracy, evaluate
+from modeling_mevit.early_exit.metrics import auroc_per_exit
 from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
+from tests.helpers.datasets import RandomImages
 from tests.helpers.models import tiny_model
 
 
-class Images(torch.utils.data.Dataset):
-    def __init__(self, count: int = 30):
-        generator = torch.Generator().manual_seed(0)
-        self.pixel_values = torch.randn(count, 3, 16, 16, generator=generator)
-
-    def __len__(self) -> int:
-        return len(self.pixel_values)
-
-    def __getitem__(self, index: int) -> dict:
-        return {"pixel_values": self.pixel_values[index], "labels": index % 5}
-
-
-@torch.no_grad()
-def test_the_record_holds_what_the_model_says():
-    model, images = tiny_model(), Images()
-    record = predict_exits(model, images, batch_size=8)
-    outputs = model(images.pixel_values)
-    assert record.exit_layers == [2, 3, 4]
-    assert record.labels.tolist() == [index % 5 for index in range(30)]
-    assert record.predictions.tolist() == outputs.exit_logits.argmax(-1).tolist()
-    assert set(record.scores) == {"uncertainty", "confidence", "entropy", "margin"}
-    np.testing.assert_allclose(record.scores["uncertainty"], outputs.exit_uncertainty.numpy(), atol=1e-5)
-    assert record.costs.tolist() == list(dynamic_exit_costs(model.config).values())
-
-
 @pytest.mark.parametrize("policy", ["margin", "patience"])
-@torch.no_grad()
-def test_the_run_is_what_the_record_foretells(policy):
-    model, images = tiny_model(exit_policy=policy), Images()
-    record = predict_exits(model, images)
-    setting = 2
+def test_the_run_is_what_the_predictions_say(policy):
+    model, images = tiny_model(exit_policy=policy), RandomImages()
+    predictions = predict_exits(model, images)
+    # two exits in a row that agree, or half of the images at each exit
+    thresholds = [0.5, 0.5]
     if policy == "margin":
-        setting = [float(np.median(record.scores["margin"][:, exit_index])) + 1e-4 for exit_index in (0, 1)]
-        model.config.exit_thresholds = setting
-    run = run_early_exit(model, images, batch_size=8)
-    places = record.places(policy, setting)
-    assert len(set(places.tolist())) > 1
-    assert run.exit_layer.tolist() == [record.exit_layers[place] for place in places]
-    assert run.predictions.tolist() == record.predictions[np.arange(30), places].tolist()
+        thresholds = (np.median(predictions.scores["margin"][:, :2], axis=0) + 1e-3).tolist()
+    model.config.exit_thresholds, model.config.early_exit = thresholds, True
+    expected = predictions.simulate(policy, thresholds)
+    assert expected.saves and len([count for count in expected.exit_counts.values() if count]) > 1
 
-    results = evaluate(model, record, run)
-    assert results["early_exit"]["accuracy"] == record.outcome(places).accuracy
-    assert results["early_exit"]["cost"] == pytest.approx(record.costs[places].mean())
-    assert sum(results["early_exit"]["exit_counts"].values()) == 30
-    assert results["early_exit"]["time"] == pytest.approx(run.seconds / run.plain_seconds)
-    assert [row["cost"] for row in results["exits"]] == list(static_exit_costs(model.config).values())
-    assert 0 <= results["policies"]["margin"]["auroc"]["2"] <= 1
-    assert results["policies"]["margin"]["area"] <= results["policies"]["margin"]["oracle"]
+    evaluation = evaluate(model, images, batch_size=8)
+    run = evaluation.early_exit
+    assert run.operating_point == expected
+    assert run.relative_latency == pytest.approx(run.plain_images_per_second / run.images_per_second)
+    assert run.reference == "plain ViT" and run.borderline == 0
+    assert [row.cost for row in evaluation.exits] == list(static_exit_costs(model.config).values())
+    assert [row.accuracy for row in evaluation.exits] == predictions.correct.mean(0).tolist()
+    assert set(evaluation.policies) == set(EXIT_POLICIES)
+    for name, quality in evaluation.policies.items():
+        np.testing.assert_allclose(
+            list(quality.auroc.values()), auroc_per_exit(predictions.scores[name], predictions.correct), atol=0.02
+        )
+        assert quality.area <= quality.oracle
+    stored = json.loads(json.dumps(evaluation.to_dict()))
+    assert stored["early_exit"]["operating_point"]["thresholds"] == thresholds
+    assert stored["num_samples"] == 30 and set(stored["policies"]["margin"]["auroc"]) == {"2", "3", "4"}
+    assert stored["plain_accuracy"] is None and evaluation.with_plain(0.5).to_dict()["plain_accuracy"] == 0.5
+
+
+def test_scores_close_to_a_threshold_are_counted_at_exits_that_were_reached():
+    model, images = tiny_model(exit_policy="margin"), RandomImages()
+    scores = predict_exits(model, images).scores["margin"]
+    at_first, at_second = scores[3, 0] + 5e-5, scores[:, 1].min() - 1.0
+    model.config.exit_thresholds, model.config.early_exit = [float(at_first), float(at_second)], True
+    close = np.abs(scores[:, 0] - at_first) < 1e-4
+    assert evaluate(model, images).early_exit.borderline == close.sum() >= 1
+    # an image that left at the first exit is not asked at the second one
+    model.config.exit_thresholds = [2.0, float(scores[3, 1])]
+    assert evaluate(model, images).early_exit.borderline == 0
+
+
+def test_without_early_exit_there_is_no_run():
+    evaluation = evaluate(tiny_model(), RandomImages())
+    assert evaluation.early_exit is None and evaluation.to_dict()["early_exit"] is None
+
+
+class KnownImages(RandomImages):
+    """Images that tell which they are."""
+
+    def __init__(self, first: int = 0, count: int = 6):
+        super().__init__(count)
+        self.image_hashes = [f"{number:064x}"[::-1] for number in range(first, first + count)]
+
+    def describe(self):
+        return {
+            "name": "photos",
+            "split": "test",
+            "half": None,
+            "sha256": fingerprint(self.image_hashes, range(len(self))),
+            "image_digests": encode_digests(self.image_hashes),
+        }
+
+
+def test_images_that_chose_the_thresholds_are_refused():
+    model, seen = tiny_model(), KnownImages()
+    model.config.calibration = {"target": {}, "operating_point": {}, "data": seen.describe()}
+    with pytest.raises(ValueError, match="2 of these 6 images chose the thresholds"):
+        evaluate(model, KnownImages(first=4))
+    evaluation = evaluate(model, KnownImages(first=4), allow_calibration_images=True)
+    assert evaluation.calibration_images == 2
+    assert evaluation.data["name"] == "photos" and "image_digests" not in evaluation.data
+    assert evaluate(model, KnownImages(first=6)).calibration_images == 0
+    # a calibration of before digests were kept knows the whole set alone
+    del model.config.calibration["data"]["image_digests"]
+    with pytest.raises(ValueError, match="6 of these 6 images chose the thresholds"):
+        evaluate(model, seen)
 
 
 @torch.no_grad()
-def test_the_plain_vit_shares_the_weights():
-    model, pixel_values = tiny_model(), Images().pixel_values
-    plain = plain_vit(model)
-    torch.testing.assert_close(plain(pixel_values).logits, model(pixel_values).logits, atol=1e-5, rtol=0)
-    assert {id(p) for p in plain.parameters()} <= {id(p) for p in model.parameters()}
-
-
-def test_a_model_that_gives_no_numbers_is_refused():
-    model = tiny_model()
-    with torch.no_grad():
-        model.exits["3"].classifier.weight.fill_(float("nan"))
-    with pytest.raises(ValueError, match="scores that are no numbers"):
-        predict_exits(model, Images())
-    with pytest.raises(ValueError, match="there are no images"):
-        predict_exits(model, Images(0))
+def test_accuracy_of_a_plain_vit():
+    model, images = tiny_model(), RandomImages()
+    expected = (model(images.pixel_values).logits.argmax(-1) == torch.arange(30) % 5).float().mean().item()
+    assert classifier_accuracy(model.to_vit(), images, batch_size=7) == pytest.approx(expected)
+    assert 0 < expected < 1
 
 
 def test_class_changes_by_hand():

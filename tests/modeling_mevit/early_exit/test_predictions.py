@@ -1,0 +1,70 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mevit.early_exit.cost import dynamic_exit_costs
+from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES, exit_scores
+from tests.helpers.datasets import RandomImages
+from tests.helpers.models import tiny_model
+
+
+def by_hand() -> ExitPredictions:
+    predictions = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])
+    scores = np.array([[0.1, 0], [0.3, 0], [0.2, 0], [0.9, 0]], dtype=np.float32)
+    return ExitPredictions([6, 12], np.array([0.5, 1.0]), np.ones(4, dtype=np.int64), predictions, {"margin": scores})
+
+
+def test_an_operating_point_by_hand():
+    predictions = by_hand()
+    assert predictions.exit_indices("margin", [0.25]).tolist() == [0, 1, 0, 1]
+    point = predictions.simulate("margin", [0.25])
+    assert (point.policy, point.thresholds, point.num_samples) == ("margin", [0.25], 4)
+    assert (point.accuracy, point.full_model_accuracy, point.cost) == (0.75, 0.5, 0.75)
+    assert (point.harms, point.corrections, point.drop, point.saves) == (0, 1, -0.25, True)
+    assert point.exit_counts == {6: 2, 12: 2}
+    assert json.loads(json.dumps(point.to_dict()))["exit_counts"] == {"6": 2, "12": 2}
+    bold = predictions.simulate("margin", [1.0])
+    assert (bold.harms, bold.corrections, bold.drop, bold.cost) == (1, 1, 0.0, 0.5)
+    assert not predictions.simulate("margin", [0.0]).saves
+
+
+def test_some_of_the_images():
+    some = by_hand().select(np.array([True, False, False, True]))
+    assert len(some) == 2 and some.correct.tolist() == [[True, True], [False, False]]
+    assert some.simulate("margin", [0.5]).exit_counts == {6: 1, 12: 1}
+
+
+@torch.no_grad()
+def test_predictions_are_those_of_the_model():
+    model, images = tiny_model(), RandomImages()
+    predictions = predict_exits(model, images, batch_size=8)
+    outputs = model(images.pixel_values)
+    assert predictions.exit_layers == [2, 3, 4]
+    assert predictions.labels.tolist() == [index % 5 for index in range(30)]
+    assert predictions.predictions.tolist() == outputs.exit_logits.argmax(-1).tolist()
+    assert set(predictions.scores) == set(EXIT_POLICIES)
+    for policy, scores in predictions.scores.items():
+        expected = exit_scores(policy, outputs.exit_logits, outputs.exit_uncertainty)
+        np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
+    assert predictions.costs.tolist() == list(dynamic_exit_costs(model.config).values())
+
+
+def test_workers_read_the_same_images():
+    model, images = tiny_model(), RandomImages(8)
+    alone, with_workers = (predict_exits(model, images, batch_size=4, num_workers=workers) for workers in (0, 2))
+    np.testing.assert_array_equal(alone.scores["margin"], with_workers.scores["margin"])
+
+
+def test_a_model_that_gives_nan_is_refused():
+    model = tiny_model()
+    with torch.no_grad():
+        model.exits["3"].classifier.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="must be numbers, and some are NaN"):
+        predict_exits(model, RandomImages())
+    with pytest.raises(ValueError, match="the data set has no images; at least one is needed"):
+        predict_exits(model, RandomImages(0))
