@@ -1,21 +1,74 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-exit Vision Transformers for fine-grained recognition. Importing registers them with the Auto classes."""
+"""Multi-exit Vision Transformers for fine-grained recognition.
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+Importing the package registers the model with Transformers' Auto classes. What it exports is imported when it is first
+used: a checkpoint loads with torch and Transformers alone, and the Trainer, data sets and ONNX Runtime cost nothing
+where they are not used.
+"""
 
-from .configuration_mevit import MEViTConfig
-from .modeling_mevit import MEViTForImageClassification, MEViTOutput
+from typing import TYPE_CHECKING, Any
+
+from ._auto_classes import register_with_transformers
+from ._extras import import_with_hint
+from .version import __version__
 
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from .configuration_mevit import MEViTConfig
+    from .data.image_dataset import DataSource, ImageClassificationDataset
+    from .early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate
+    from .early_exit.evaluation import Evaluation, evaluate
+    from .modeling_mevit import MEViTForImageClassification, MEViTOutput
+    from .onnx.export import export
+    from .onnx.runtime import MEViTCascade
+    from .trainer import MEViTTrainer
+    from .training_args import MEViTTrainingArguments
 
-AutoConfig.register(MEViTConfig.model_type, MEViTConfig)
-AutoModel.register(MEViTConfig, MEViTForImageClassification)
-AutoModelForImageClassification.register(MEViTConfig, MEViTForImageClassification)
+_MODULE_OF = {
+    "MEViTConfig": "configuration_mevit",
+    "MEViTForImageClassification": "modeling_mevit",
+    "MEViTOutput": "modeling_mevit",
+    "MEViTTrainer": "trainer",
+    "MEViTTrainingArguments": "training_args",
+    "DataSource": "data.image_dataset",
+    "ImageClassificationDataset": "data.image_dataset",
+    "CalibrationTarget": "early_exit.calibration",
+    "CalibrationResult": "early_exit.calibration",
+    "calibrate": "early_exit.calibration",
+    "Evaluation": "early_exit.evaluation",
+    "evaluate": "early_exit.evaluation",
+    "export": "onnx.export",
+    "MEViTCascade": "onnx.runtime",
+}
 
-# Checkpoints carry this code along, so that they load where the package is not installed.
-MEViTConfig.register_for_auto_class()
-MEViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+__all__ = [
+    "CalibrationResult",
+    "CalibrationTarget",
+    "DataSource",
+    "Evaluation",
+    "ImageClassificationDataset",
+    "MEViTCascade",
+    "MEViTConfig",
+    "MEViTForImageClassification",
+    "MEViTOutput",
+    "MEViTTrainer",
+    "MEViTTrainingArguments",
+    "__version__",
+    "calibrate",
+    "evaluate",
+    "export",
+]
 
-__all__ = ["MEViTConfig", "MEViTForImageClassification", "MEViTOutput"]
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_with_hint(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+register_with_transformers()

@@ -1,0 +1,103 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What importing the package does, and what it does without, each in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import modeling_mevit
+from tests.helpers.models import tiny_model
+
+
+ROOT = Path(modeling_mevit.__file__).parents[1]
+LOADS = """
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+model = AutoModelForImageClassification.from_pretrained({directory!r})
+assert type(model) is type(AutoModel.from_pretrained({directory!r})) and type(model).__name__ == "MEViTForImageClassification"
+assert type(model).__module__ == "modeling_mevit.modeling_mevit"
+import modeling_mevit
+assert type(model) is modeling_mevit.MEViTForImageClassification
+"""
+# Transformers asks for the distributions that are installed, so they are hidden there too
+WITHOUT = """
+import importlib.metadata, importlib.util, sys
+hidden = {hidden!r}
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else find_spec(name, *rest)
+"""
+EXTRAS = ["datasets", "scipy", "matplotlib", "torchvision", "accelerate", "evaluate", "onnx", "onnxruntime"]
+EXTRAS += ["optimum", "sklearn", "pandas", "pyarrow"]
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory) -> str:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny_model(id2label={0: "A318", 1: "A319", 2: "A320", 3: "A321", 4: "A330"}).save_pretrained(directory)
+    return str(directory)
+
+
+def test_importing_costs_nothing():
+    heavy = ("torch", "transformers", "datasets", "scipy", "matplotlib", "accelerate")
+    assert run(f"import sys, modeling_mevit; print([m for m in {heavy} if m in sys.modules])") == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import modeling_mevit",
+        "import transformers, modeling_mevit",
+        "from modeling_mevit import MEViTConfig",
+        "import modeling_mevit.configuration_mevit",
+        "from modeling_mevit.early_exit.calibration import calibrate",
+        "import importlib.util, modeling_mevit; importlib.util.find_spec('transformers')",
+    ],
+)
+def test_importing_registers_the_auto_classes(directory, first):
+    run(first + LOADS.format(directory=directory))
+
+
+def test_a_checkpoint_loads_with_the_core_alone(directory):
+    run(WITHOUT.format(hidden=EXTRAS) + "import modeling_mevit\n" + LOADS.format(directory=directory))
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "message"),
+    [
+        ("MEViTTrainer", "accelerate", "pip install 'mevit[train]'"),
+        ("calibrate", "scipy", "pip install 'mevit[data]'"),
+        ("export", "optimum", "pip install 'mevit[onnx]'"),
+        ("MEViTCascade", "onnxruntime", "pip install 'mevit[onnx]'"),
+    ],
+)
+def test_what_an_extra_brings_is_named(name, hidden, message):
+    code = f"""
+import modeling_mevit
+try:
+    modeling_mevit.{name}
+except ImportError as error:
+    print(error)
+"""
+    out = run(WITHOUT.format(hidden=[hidden]) + code)
+    assert message in out and out.count("\n") == 1
+
+
+def test_all_names_can_be_imported():
+    pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+    for name in modeling_mevit.__all__:
+        assert getattr(modeling_mevit, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        modeling_mevit.nothing  # noqa: B018
