@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
-from modeling_mevit.data import image_processor_for
+from modeling_mevit.data.image_processing import image_processor_for
 from tests.helpers.images import write_colours
 from tests.helpers.models import TINY
 
@@ -19,12 +19,12 @@ COLOURS = {"crimson": (200, 20, 60), "teal": (0, 128, 128)}
 SIZES = {"train": 3, "validation": 40, "test": 20}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     return write_colours(tmp_path_factory.mktemp("photos"), COLOURS, SIZES, deviation=60, shape=(16, 16))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory, photos) -> Path:
     """A checkpoint that tells the colours apart at every exit, by the mean of red that its embedding carries."""
     torch.manual_seed(0)
@@ -42,7 +42,6 @@ def trained(tmp_path_factory, photos) -> Path:
     directory = tmp_path_factory.mktemp("trained")
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    (directory / "README.md").write_text("# A model\n\n## How to load it\n\nSo.\n")
     return directory
 
 

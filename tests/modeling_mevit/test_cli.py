@@ -4,7 +4,10 @@
 
 import json
 import re
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
+import modeling_mevit
 from modeling_mevit import MEViTForImageClassification
-from modeling_mevit.early_exit.evaluation import plain_vit
 
 
 def config_of(checkpoint: Path) -> dict:
@@ -28,9 +31,9 @@ def test_calibrates_for_a_cost_and_a_pipeline_then_leaves_early(mevit, checkpoin
     config = config_of(checkpoint)
     assert config["early_exit"] and len(config["exit_thresholds"]) == 2
     calibration = config["calibration"]
-    assert calibration["promise"] == {"max_cost": 0.6} and calibration["measured"]["cost"] <= 0.6
+    assert calibration["target"] == {"max_cost": 0.6} and calibration["operating_point"]["cost"] <= 0.6
     assert calibration["data"]["name"] == photos.name and calibration["data"]["split"] == "validation"
-    assert calibration["measured"]["images"] == 80
+    assert calibration["operating_point"]["num_samples"] == 80
     assert (checkpoint / "model.safetensors").read_bytes() == weights
 
     classify = pipeline("image-classification", model=str(checkpoint))
@@ -40,22 +43,21 @@ def test_calibrates_for_a_cost_and_a_pipeline_then_leaves_early(mevit, checkpoin
     assert np.mean(answers) > 0.9 and len(reached) < 20
 
 
-@pytest.mark.parametrize("thresholds", ["shared", "per-exit"])
 @pytest.mark.parametrize("bound", ["harm", "difference"])
-def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, thresholds, bound):
-    promise = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--bound", bound, "--thresholds", thresholds]
-    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--policy", "confidence")
-    assert code == 0 and "with probability 90% the true drop is at most 10.00%" in out
+def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, bound):
+    target = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--bound", bound]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *target, "--policy", "confidence")
+    assert code == 0 and "with probability 90%, the true accuracy drop is at most 10.00%" in out
     config = config_of(checkpoint)
     assert config["exit_policy"] == "confidence"
     calibration = config["calibration"]
-    assert calibration["promise"] == {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound}
-    assert calibration["measured"]["images"] == (80 if thresholds == "shared" else 53)
+    assert calibration["target"] == {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound}
+    assert calibration["operating_point"]["num_samples"] == 80
     card = (checkpoint / "README.md").read_text()
-    assert "With probability 90% over the draw" in card and card.index("## Early exit") < card.index("## How to load")
+    assert "probability 90%" in card and card.index("## Early exit") < card.index("## How to load")
     mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
     card = (checkpoint / "README.md").read_text()
-    assert card.count("## Early exit") == 1 and "Nothing is promised for others" in card
+    assert card.count("## Early exit") == 1 and "probability 90%" not in card
 
 
 def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint, photos):
@@ -64,28 +66,27 @@ def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint,
     for layer in ("2", "3"):
         weights[f"exits.{layer}.classifier.weight"] *= -1  # sure and wrong
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
-    promise = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--policy", "confidence"]
-    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
+    target = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *target)
     assert code == 1
-    assert "Nothing that saves cost can be certified for a drop of at most 10.00%" in out
-    assert "no number of images would certify it" in out and "Early exit is off" in out
+    assert "No thresholds that save cost can be certified for a drop of at most 10.00%" in out
+    assert "no number of images would certify them" in out and "Early exit is off" in out
     config = config_of(checkpoint)
     assert config["early_exit"] is False and config["calibration"] is None and config["exit_thresholds"] is None
     assert "## Early exit" not in (checkpoint / "README.md").read_text()
 
 
 def test_says_how_many_images_would_certify(mevit, checkpoint, photos):
-    promise = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
-    code, out = mevit("calibrate", checkpoint, "--data", photos, *promise)
-    assert code == 1 and "Nothing that saves cost can be certified" in out
+    target = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *target)
+    assert code == 1 and "No thresholds that save cost can be certified" in out
     assert (
-        "harms 0 of 80 (0.00%) and corrects 0; at these rates 299 images would certify it by the harm bound" in out
+        "harm 0 of 80 images (0.00%) and correct 0; at these rates 299 images would certify them by the harm bound"
+        in out
     )
     assert config_of(checkpoint)["early_exit"] is False
-    _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--bound", "difference")
-    assert "452 images would certify it by the difference bound" in out
-    _, out = mevit("calibrate", checkpoint, "--data", photos, *promise, "--thresholds", "per-exit")
-    assert "harms 0 of 53" in out and "449 images would certify it" in out  # 299 are two thirds of them
+    _, out = mevit("calibrate", checkpoint, "--data", photos, *target, "--bound", "difference")
+    assert "452 images would certify them by the difference bound" in out
 
 
 @pytest.mark.parametrize("budget", [("--max-cost", "1"), ("--max-accuracy-drop", "0")])
@@ -96,15 +97,15 @@ def test_says_where_running_to_the_end_is_best(mevit, checkpoint, photos, budget
         weights[f"exits.{layer}.classifier.weight"] *= -1
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     code, out = mevit("calibrate", checkpoint, "--data", photos, *budget, "--policy", "confidence")
-    assert code == 1 and "no setting that lets an image leave early is better than running to the end" in out
+    assert code == 1 and "No thresholds that let an image leave early are better than running every image to the end" in out
     assert config_of(checkpoint)["early_exit"] is False
 
 
 def test_patience(mevit, checkpoint, photos):
     code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05", "--policy", "patience")
     config = config_of(checkpoint)
-    assert code == 0 and config["exit_policy"] == "patience" and config["patience"] in (1, 2)
-    assert config["exit_thresholds"] is None
+    assert code == 0 and config["exit_policy"] == "patience"
+    assert config["exit_thresholds"][0] == config["exit_thresholds"][1] > 1 / 3  # one exit, or two that agree
     code, out = mevit("evaluate", checkpoint, "--data", photos)
     assert code == 0 and "Early exit: accuracy" in out
 
@@ -113,16 +114,17 @@ def test_evaluates_and_writes_json_table_and_image(mevit, checkpoint, photos, tm
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6", "--half", "first")
     output = tmp_path / "results"
     plain = tmp_path / "plain"
-    plain_vit(MEViTForImageClassification.from_pretrained(checkpoint)).save_pretrained(plain)
+    MEViTForImageClassification.from_pretrained(checkpoint).to_vit().save_pretrained(plain)
     shutil.copy(checkpoint / "preprocessor_config.json", plain)
     code, out = mevit("evaluate", checkpoint, "--data", photos, "--plain", plain, "--output", output)
     assert code == 0
     results = json.loads((output / "evaluation.json").read_text())
-    assert results["images"] == 40 and results["data"]["split"] == "test"
+    assert results["num_samples"] == 40 and results["data"]["split"] == "test"
     assert [row["exit"] for row in results["exits"]] == [2, 3, 4]
     assert results["plain_accuracy"] == pytest.approx(results["exits"][-1]["accuracy"])
-    assert results["policies"]["patience"]["auroc"]["2"] is None
-    assert results["early_exit"]["cost"] < 0.8 and sum(results["early_exit"]["exit_counts"].values()) == 40
+    assert 0.5 < results["policies"]["patience"]["area"] <= results["policies"]["patience"]["oracle"]
+    point = results["early_exit"]["operating_point"]
+    assert point["cost"] < 0.8 and sum(point["exit_counts"].values()) == 40
     assert (output / "evaluation.md").read_text().strip() in out
     assert "| policy | area | oracle | AUROC 2 | AUROC 3 | AUROC 4 |" in out
     assert Image.open(output / "accuracy_cost.png").size[0] > 500
@@ -142,7 +144,7 @@ def test_nor_do_sets_that_hold_some_of_them(mevit, checkpoint, photos, tmp_path)
     code, _ = mevit("evaluate", checkpoint, "--data", photos)
     assert code.startswith("mevit: error: 20 of these 40 images chose the thresholds")
     moved = shutil.copytree(photos, tmp_path / "elsewhere")
-    assert "20 of these 40 images chose" in mevit("evaluate", checkpoint, "--data", moved)[0]
+    assert "20 of these 40 images chose the thresholds" in mevit("evaluate", checkpoint, "--data", moved)[0]
     assert mevit("evaluate", checkpoint, "--data", photos, "--half", "second")[0] == 0
 
 
@@ -170,17 +172,16 @@ def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-cost", "0.6", "--max-accuracy-drop", "0.1"], "give one of --max-cost and --max-accuracy-drop"),
-        ([], "give one of --max-cost and --max-accuracy-drop"),
-        (["--max-cost", "0.6", "--confidence", "0.9"], "--confidence is for --max-accuracy-drop"),
-        (["--max-cost", "0.1"], "max_cost=0.1 is out of reach: leaving at the first exit costs 0.3"),
-        (["--max-accuracy-drop", "2"], "--max-accuracy-drop 2.0 is no share"),
-        (["--max-accuracy-drop", "0.1", "--confidence", "1"], "--confidence 1.0 is no share"),
-        (["--max-accuracy-drop", "0.1", "--bound", "harm"], "--bound is for --confidence"),
-        (["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--split", "all"], "no promise can come from them"),
-        (["--max-cost", "0.6", "--policy", "patience", "--thresholds", "per-exit"], "patience has one number"),
-        (["--max-cost", "0.6", "--device", "abacus"], "--device abacus cannot be used"),
-        (["--max-cost", "0.6", "--split", "dev"], "split='dev' is unknown"),
+        (["--max-cost", "0.6", "--max-accuracy-drop", "0.1"], "needs either max_cost or max_accuracy_drop"),
+        ([], "needs either max_cost or max_accuracy_drop"),
+        (["--max-cost", "0.6", "--confidence", "0.9"], "confidence=0.9 needs max_accuracy_drop"),
+        (["--max-cost", "0.1"], "max_cost must be at least 0.3.*, the cost of the first exit, got 0.1"),
+        (["--max-accuracy-drop", "2"], "max_accuracy_drop must be at least 0 and below 1, got 2.0"),
+        (["--max-accuracy-drop", "0.1", "--confidence", "1"], "confidence must be between 0 and 1, got 1.0"),
+        (["--max-accuracy-drop", "0.1", "--bound", "harm"], "bound='harm' needs confidence"),
+        (["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--split", "all"], "it can certify nothing"),
+        (["--max-cost", "0.6", "--device", "abacus"], "device='abacus' cannot be used here"),
+        (["--max-cost", "0.6", "--split", "dev"], "dev"),
         (["--max-cost", "0.6", "--data", "/no/such/folder"], "/no/such/folder"),
     ],
 )
@@ -194,8 +195,8 @@ def test_bad_input_ends_with_one_line_and_changes_nothing(mevit, checkpoint, pho
 def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos, tmp_path):
     MEViTForImageClassification.from_pretrained(checkpoint).truncate(2).save_pretrained(tmp_path / "one")
     shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
-    assert "has one exit only" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
-    assert "a plain ViT has one" in mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint)[0]
+    assert "needs at least two exits; the model has one" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
+    assert "must name a plain ViT, which has one exit" in mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint)[0]
 
     weights_before = (checkpoint / "model.safetensors").read_bytes()
     weights = load_file(checkpoint / "model.safetensors")
@@ -205,7 +206,7 @@ def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos
         metadata={"format": "pt"},
     )
     code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
-    assert "lacks 2 weights, first uncertainty.bias. It has no uncertainty predictor." in code
+    assert "lacks 2 weights of the model, first uncertainty.bias." in code
     (checkpoint / "model.safetensors").write_bytes(weights_before[:1000])
     code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
     assert code.startswith("mevit: error: ") and "\n" not in code
@@ -230,8 +231,35 @@ def test_a_model_with_one_exit_is_evaluated_without_curves(mevit, checkpoint, ph
 def test_an_older_checkpoint_gets_the_code_that_knows_early_exit(mevit, checkpoint, photos):
     (checkpoint / "modeling_mevit.py").write_text("raise ImportError('an older model')\n")
     (checkpoint / "encoder_layer_mevit.py").unlink()
-    (checkpoint / "README.md").unlink()
     assert mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")[0] == 0
     assert "early_exit" in (checkpoint / "modeling_mevit.py").read_text()
     assert (checkpoint / "encoder_layer_mevit.py").is_file()
     assert "## Early exit" in (checkpoint / "README.md").read_text()
+
+
+def test_images_are_hashed_once_and_opened_once_for_each_model(mevit, checkpoint, photos, tmp_path, monkeypatch):
+    mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.6")
+    plain = tmp_path / "plain"
+    MEViTForImageClassification.from_pretrained(checkpoint).to_vit().save_pretrained(plain)
+    shutil.copy(checkpoint / "preprocessor_config.json", plain)
+    read, opened = [], []
+    read_bytes, open_image = Path.read_bytes, Image.open
+    monkeypatch.setattr(Path, "read_bytes", lambda file: (read.append(file), read_bytes(file))[1])
+    monkeypatch.setattr(Image, "open", lambda file, *args: (opened.append(file), open_image(file, *args))[1])
+    assert mevit("evaluate", checkpoint, "--data", photos)[0] == 0
+    assert (len([file for file in read if file.suffix == ".png"]), len(opened)) == (40, 40)
+    opened.clear()
+    assert mevit("evaluate", checkpoint, "--data", photos, "--plain", plain)[0] == 0
+    assert len(opened) == 80
+
+
+def test_help_is_quick_and_the_version_is_told():
+    """In processes of their own, whose processor time is counted."""
+    for command in (["--help"], ["calibrate", "--help"]):
+        started = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-m", "modeling_mevit", *command], capture_output=True, text=True)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0 and "Usage: " in done.stdout, done.stderr
+        assert ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime < 1
+    done = subprocess.run([sys.executable, "-m", "modeling_mevit", "--version"], capture_output=True, text=True)
+    assert done.stdout == f"mevit {modeling_mevit.__version__}\n"

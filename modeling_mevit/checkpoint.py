@@ -1,0 +1,139 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A finished checkpoint or export: read whole, and written back with what calibration and evaluation found."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers.dynamic_module_utils import custom_object_save
+
+from .data.image_dataset import DataSource
+from .early_exit.evaluation import Evaluation, classifier_accuracy
+from .modeling_mevit import MEViTForImageClassification
+from .reports.environment import environment_info
+from .reports.model_card import write_card
+from .reports.tables import evaluation_tables
+
+
+if TYPE_CHECKING:
+    from .onnx.runtime import MEViTCascade
+
+_COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the config
+
+
+def is_export(name_or_path: str | Path) -> bool:
+    """Whether a name is that of a directory with the cascade of an export."""
+    return Path(name_or_path, "cascade.json").is_file()
+
+
+def load_model(checkpoint: str, device: str | None = None) -> MEViTForImageClassification:
+    """The trained model, complete, in eval mode.
+
+    Args:
+        checkpoint: directory or Hub name.
+        device: such as `"cpu"` or `"cuda"`; an accelerator where there is one, by default.
+
+    Raises:
+        ValueError: where it holds another kind of model, lacks weights or is damaged, or the device cannot be used.
+    """
+    model = load_classifier(checkpoint, device)
+    if not isinstance(model, MEViTForImageClassification):
+        raise ValueError(f"{checkpoint} must hold a MEViT checkpoint; it holds a {type(model).__name__}.")
+    return model
+
+
+def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Module:
+    """Any image classifier, complete, in eval mode; see [`load_model`]."""
+    try:
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            checkpoint, output_loading_info=True, use_safetensors=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {checkpoint} cannot be read: {error}") from error
+    lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+    if lacking:
+        raise ValueError(f"{checkpoint} lacks {len(lacking)} weights of the model, first {lacking[0]}.")
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} cannot be used here: {error}") from error
+
+
+def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImageClassification | MEViTCascade":
+    """What can be calibrated, evaluated and asked: the model of a checkpoint, or the cascade of an export."""
+    if not is_export(checkpoint):
+        return load_model(checkpoint, device)
+    if device not in (None, "cpu"):
+        raise ValueError(f"device={device!r} is for checkpoints; the cascade of an export runs on the CPU here.")
+    from .onnx.runtime import MEViTCascade  # needs ONNX Runtime
+
+    return MEViTCascade.from_pretrained(checkpoint)
+
+
+def load_image_processor(checkpoint: str) -> Any:
+    """The image processor that is saved with a checkpoint or an export."""
+    return AutoImageProcessor.from_pretrained(checkpoint)
+
+
+def output_directory(checkpoint: str, output: Path | None) -> Path:
+    """Where results go: `output`, or the checkpoint's own directory.
+
+    Raises:
+        ValueError: where neither is a directory to write to.
+    """
+    if output is None and not Path(checkpoint).is_dir():
+        raise ValueError(f"--output must name a directory to write to, since {checkpoint} is not a local one.")
+    return output or Path(checkpoint)
+
+
+def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directory: Path) -> None:
+    """Writes config, code and card to a checkpoint's own directory; to another one, the weights too."""
+    if directory.resolve() == Path(checkpoint).resolve():
+        model.config.save_pretrained(directory)
+        custom_object_save(model, directory)  # the code of an older checkpoint may not know these settings
+    else:
+        model.save_pretrained(directory)
+        load_image_processor(checkpoint).save_pretrained(directory)
+        for name in _COPIED:
+            if Path(checkpoint, name).is_file():
+                shutil.copy(Path(checkpoint, name), directory)
+    write_card(directory)
+
+
+def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **loading: int) -> float:
+    """Accuracy of the checkpoint of a plain ViT, with an image processor of its own, on the images of a data source.
+
+    Raises:
+        ValueError: where it has several exits.
+    """
+    model = load_classifier(checkpoint, device)
+    exit_layers = getattr(model.config, "exit_layers", [])
+    if len(exit_layers) > 1:
+        raise ValueError(f"--plain must name a plain ViT, which has one exit; {checkpoint} has exits {exit_layers}.")
+    dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
+    return classifier_accuracy(model, dataset, **loading)
+
+
+def save_evaluation(evaluation: Evaluation, directory: Path) -> str:
+    """Writes `evaluation.json`, `evaluation.md` and `accuracy_cost.png`, and the card where a checkpoint lies there.
+
+    Returns:
+        The tables of `evaluation.md`.
+    """
+    from .reports.figures import accuracy_cost_curve  # needs matplotlib
+
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {**evaluation.to_dict(), "environment": environment_info()}
+    (directory / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+    tables = evaluation_tables(content)
+    (directory / "evaluation.md").write_text(tables + "\n", "utf-8")
+    figure = accuracy_cost_curve(evaluation.predictions, evaluation.plain_accuracy)
+    figure.savefig(directory / "accuracy_cost.png", dpi=120)
+    if (directory / "config.json").is_file() and not is_export(directory):
+        write_card(directory)
+    return tables
