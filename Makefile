@@ -2,11 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 VENV5 := .venv-transformers5
+VENV_OLDEST := .venv-oldest
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 # what accelerate would otherwise ask for or guess; it gives a process one thread if not told
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-	--num_cpu_threads_per_process $(shell getconf _NPROCESSORS_ONLN)
+	--num_cpu_threads_per_process $(CORES)
+# one process of tests for each core; each keeps to one thread, and the tests of a file stay together
+PYTEST := -m pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-transformers5 notebooks benchmark format clean
+.PHONY: demo test test-fast test-transformers5 test-oldest docs notebooks benchmark format clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/accelerate launch $(LAUNCH) training/train.py training/configs/demo.yaml
@@ -14,34 +18,53 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python $(PYTEST)
+
+# No training run, no export: what to run while changing code.
+test-fast: $(VENV)/installed
+	$(VENV)/bin/python $(PYTEST) -m "not slow"
 
 # What has to run on both major versions of Transformers, and checkpoints that go from one to the other.
 test-transformers5: $(VENV)/installed $(VENV5)/installed
-	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python -m pytest -m "not slow"
+	MEVIT_OTHER_PYTHON=$(CURDIR)/$(VENV)/bin/python $(VENV5)/bin/python $(PYTEST) -m "not one_major"
+
+# The fast tests on the oldest versions that setup.cfg allows. Downloads several GB.
+test-oldest: $(VENV_OLDEST)/installed
+	$(VENV_OLDEST)/bin/python $(PYTEST) -m "not slow"
+
+docs: $(VENV)/installed
+	$(VENV)/bin/mkdocs build --strict
 
 notebooks: $(VENV)/installed
-	cd notebooks && PYTHONWARNINGS=ignore ../$(VENV)/bin/jupyter-execute --inplace *.ipynb 2> /dev/null
+	cd notebooks && PYTHONWARNINGS=ignore ../$(VENV)/bin/jupyter-execute --inplace *.ipynb
 	$(VENV)/bin/python tests/notebooks/without_stderr.py notebooks/*.ipynb
 
 benchmark: $(VENV)/installed
-	$(VENV)/bin/python training/benchmark.py
+	$(VENV)/bin/python training/benchmarks/training_step.py
 
 format: $(VENV)/installed
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(VENV5)
+	rm -rf $(VENV) $(VENV5) $(VENV_OLDEST) site
 
 $(VENV)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable ".[all]"
+	$(VENV)/bin/python -m pip install -qq --upgrade pip
+	$(VENV)/bin/python -m pip install -qq --editable ".[all,dev]"
 	touch $@
 
 $(VENV5)/installed: setup.cfg
 	$(PYTHON) -m venv $(VENV5)
-	$(VENV5)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV5)/bin/python -m pip install --quiet --editable ".[training,dev]" "transformers>=5,<6"
+	$(VENV5)/bin/python -m pip install -qq --upgrade pip
+	$(VENV5)/bin/python -m pip install -qq --editable ".[train,dev]" "transformers>=5,<6"
+	touch $@
+
+$(VENV_OLDEST)/installed: setup.cfg tests/oldest.py
+	$(PYTHON) -m venv $(VENV_OLDEST)
+	$(VENV_OLDEST)/bin/python -m pip install -qq --upgrade pip
+	$(VENV_OLDEST)/bin/python tests/oldest.py > $(VENV_OLDEST)/constraints.txt
+	$(VENV_OLDEST)/bin/python -m pip install -qq --constraint $(VENV_OLDEST)/constraints.txt --editable ".[train,dev]"
 	touch $@
