@@ -3,68 +3,57 @@
 """Configuration of a multi-exit Vision Transformer."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import Any, ClassVar
 
 from transformers import ViTConfig
 
 from .exit_policy_mevit import EXIT_POLICIES
 
 
-UNCERTAINTY_INPUTS = ("probabilities", "logits", "hidden_state")
-UNCERTAINTY_TARGETS = ("distance", "error")
+UNCERTAINTY_INPUTS = ("probabilities", "logits")
 
 
 class MEViTConfig(ViTConfig):
-    r"""
-    Everything of [`ViTConfig`], and where the exits are and what they predict.
+    """Everything of [`ViTConfig`], where the exits are, and when a sample leaves at one.
 
     Args:
-        exit_layers (`list[int]`, *optional*):
-            1-based encoder layers with an exit, ascending; the last one must be the last encoder layer. Defaults to
-            the later half of the encoder: `[6, 7, 8, 9, 10, 11, 12]` of 12 layers.
-        share_uncertainty_predictor (`bool`, *optional*, defaults to `True`):
-            Whether all exits use one uncertainty predictor, as in the paper (equation 3), or one each.
-        uncertainty_input (`str`, *optional*, defaults to `"probabilities"`):
-            What the predictor reads of its exit: `"probabilities"`, the softmax in descending order, which ranks
-            errors best, `"logits"`, as in the paper, or `"hidden_state"`, the normalised [CLS] state (BERxiT).
-        uncertainty_target (`str`, *optional*, defaults to `"distance"`):
-            What the predictor learns (equation 4): `"distance"`, tanh of the L1 distance between softmax and one-hot
-            label, or `"error"`, 1 where the exit's arg-max is wrong and 0 elsewhere.
-        exit_policy (`str`, *optional*, defaults to `"uncertainty"`):
-            What tells that an exit is sure: its score, `"uncertainty"`, `"confidence"`, `"entropy"` or `"margin"`, of
-            which low means sure; or `"patience"`, several exits in a row that agree.
-        exit_thresholds (`float` or `list[float]`, *optional*):
-            A sample leaves at an early exit whose score is under its threshold: one number for all early exits, or
-            one for each, the last exit having none. Calibration chooses them.
-        patience (`int`, *optional*, defaults to 2):
-            How many exits in a row must agree under `exit_policy="patience"`.
-        early_exit (`bool`, *optional*, defaults to `False`):
-            Whether `model(pixel_values)` in eval mode lets samples leave early.
-        calibration (`dict`, *optional*):
-            How the thresholds were chosen and what they promise, as `mevit calibrate` writes it. The model itself
-            does not read it.
-        kwargs:
-            The arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
+        exit_layers: 1-based encoder layers with an exit, ascending; the last one must be the last encoder layer.
+            Defaults to the later half of the encoder: `[6, 7, 8, 9, 10, 11, 12]` of 12 layers.
+        uncertainty_input: what the uncertainty predictor, one for all exits (equation 3), reads of an exit:
+            `"probabilities"`, the softmax in descending order, which ranks errors best, or `"logits"`, as in the
+            paper.
+        exit_policy: which score says that an exit is sure, low being sure: `"uncertainty"`, `"confidence"`,
+            `"entropy"`, `"margin"` or `"patience"`.
+        exit_thresholds: a sample leaves at an early exit whose score is under its threshold: one number for all early
+            exits, or one for each, the last exit having none. Calibration chooses them.
+        early_exit: whether `model(pixel_values)` in eval mode lets samples leave early.
+        calibration: how the thresholds were chosen and what they gave, as `CalibrationResult.apply_to` writes it. The
+            model itself does not read it.
+        kwargs: the arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
 
     Raises:
-        ValueError: where an argument, or the fit of two of them, allows no model; the message names it.
+        ValueError: if an argument, or two of them together, allow no model; the message names it.
 
     Example:
 
     ```python
-    >>> from modeling_mevit import MEViTConfig, MEViTForImageClassification
+    >>> from modeling_mevit import MEViTConfig
 
     >>> config = MEViTConfig(num_labels=196, image_size=448)
     >>> config.exit_layers
     [6, 7, 8, 9, 10, 11, 12]
-    >>> model = MEViTForImageClassification(config)
+    >>> config.resolve_exit_thresholds(0.2)
+    [0.2, 0.2, 0.2, 0.2, 0.2, 0.2]
+
     ```
     """
 
     model_type = "mevit"
     # what a Trainer's predictions leave out, so that they are (B, L), as of any image classifier
-    keys_to_ignore_at_inference = [
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "exit_layer",
         "exit_logits",
         "exit_scores",
@@ -76,132 +65,177 @@ class MEViTConfig(ViTConfig):
     def __init__(
         self,
         exit_layers: list[int] | None = None,
-        share_uncertainty_predictor: bool = True,
         uncertainty_input: str = "probabilities",
-        uncertainty_target: str = "distance",
         exit_policy: str = "uncertainty",
         exit_thresholds: list[float] | float | None = None,
-        patience: int = 2,
         early_exit: bool = False,
-        calibration: dict | None = None,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
+        calibration: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call, unused-ignore]
         depth = self.num_hidden_layers
         if exit_layers is None:
             exit_layers = list(range(max(depth // 2, 1), depth + 1))
         self.exit_layers = list(exit_layers)
-        self.share_uncertainty_predictor = share_uncertainty_predictor
         self.uncertainty_input = uncertainty_input
-        self.uncertainty_target = uncertainty_target
         self.exit_policy = exit_policy
         self.exit_thresholds = exit_thresholds
-        self.patience = patience
         self.early_exit = early_exit
         self.calibration = calibration
+        self.validate()
 
-        self.check()
-
-        # A model class remembers one Auto class only: saving writes its entry, and the code, beside this one.
-        self.auto_map = {
-            **(getattr(self, "auto_map", None) or {}),
-            "AutoModel": "modeling_mevit.MEViTForImageClassification",
-        }
-
-    def check(self) -> None:
-        """Raises a `ValueError` where fields allow no model. Models call it too, since fields can be set later."""
+    def validate(self) -> None:
+        """Raises a `ValueError` if fields allow no model. Models call it too, since fields can be set later."""
         _check_exit_layers(self.exit_layers, self.num_hidden_layers)
         _check_choice("uncertainty_input", self.uncertainty_input, UNCERTAINTY_INPUTS)
-        _check_choice("uncertainty_target", self.uncertainty_target, UNCERTAINTY_TARGETS)
         _check_choice("exit_policy", self.exit_policy, EXIT_POLICIES)
+        _check_choice("problem_type", self.problem_type, (None, "single_label_classification"))
         if self.exit_policy == "margin" and self.num_labels < 2:
-            raise ValueError(f"exit_policy='margin' needs two labels; the model has {self.num_labels}.")
+            raise ValueError(f"exit_policy='margin' needs at least 2 labels, got num_labels={self.num_labels}.")
         _check_grid(self.image_size, self.patch_size)
-        if self.exit_policy == "patience" and not 1 <= self.patience <= len(self.exit_layers):
+        if self.exit_thresholds is None and not self.early_exit:
+            return
+        thresholds = self.resolve_exit_thresholds()
+        calibrated = (self.calibration or {}).get("operating_point")
+        if calibrated and calibrated["policy"] != self.exit_policy and calibrated["thresholds"] == thresholds:
             raise ValueError(
-                f"patience={self.patience} is out of range for {len(self.exit_layers)} exits; "
-                f"allowed are 1 to {len(self.exit_layers)}."
+                f"exit_thresholds={self.exit_thresholds} were calibrated for exit_policy={calibrated['policy']!r}, "
+                f"got exit_policy={self.exit_policy!r}, which needs others."
             )
-        if self.exit_thresholds is not None or self.early_exit:
-            self.resolve_exit_thresholds()
-        calibrated = self.calibration or {}
-        if calibrated.get("policy", self.exit_policy) != self.exit_policy and self.exit_thresholds is not None:
-            if self.exit_thresholds == calibrated.get("thresholds"):
-                raise ValueError(
-                    f"exit_thresholds={self.exit_thresholds} were chosen for exit_policy={calibrated['policy']!r}; "
-                    f"exit_policy={self.exit_policy!r} needs others."
-                )
 
-    def resolve_exit_thresholds(self, given: Sequence[float] | float | None = None) -> list[float]:
-        """The threshold of each early exit, E − 1 numbers: those given, or the config's. None for `"patience"`.
+    def resolve_exit_thresholds(self, override: Sequence[float] | float | None = None) -> list[float]:
+        """The threshold of each early exit: E − 1 numbers, from `override` or else from the config.
 
         Raises:
-            ValueError: where there are none, not E − 1, or one is no number, or where patience would ignore them.
+            ValueError: if there are none, not one or E − 1 of them, or if one is not a number.
         """
-        is_stored = given is None
-        given = self.exit_thresholds if is_stored else given
         num_early = len(self.exit_layers) - 1
-        if self.exit_policy == "patience":
-            if given is not None:
-                raise ValueError(f"exit_thresholds={given} have no meaning under exit_policy='patience'.")
-            return []
+        given: Any = self.exit_thresholds if override is None else override
         if given is None:
             raise ValueError(
                 f"early exit needs exit_thresholds, {num_early} numbers; neither the call nor the config has any. "
                 f"`mevit calibrate` chooses them."
             )
-        try:
-            thresholds = [float(given)] * num_early if isinstance(given, Real) else [float(one) for one in given]
-        except (TypeError, ValueError):
-            thresholds = []
-        if len(thresholds) != num_early or any(math.isnan(one) for one in thresholds):
+        thresholds = [given] * num_early if isinstance(given, Real) else list(given)
+        are_numbers = all(isinstance(one, Real) and not math.isnan(one) for one in thresholds)
+        if len(thresholds) != num_early or not are_numbers:
             raise ValueError(
-                f"exit_thresholds={given} do not fit exits {self.exit_layers}; "
-                f"allowed is one number, or {num_early}, one for each exit but the last."
+                f"exit_thresholds must be one number, or {num_early} for exits {self.exit_layers}, one for each but "
+                f"the last; got {given}."
             )
-        if is_stored and any(math.isinf(one) for one in thresholds):
+        if override is None and any(math.isinf(one) for one in thresholds):
             raise ValueError(
-                f"exit_thresholds={given} cannot be stored, since JSON has no infinity; "
-                f"0 lets nothing leave, and a number above all scores everything."
+                f"exit_thresholds of a config must be finite, since JSON has no infinity, got {given}; "
+                f"0 lets no sample leave early."
             )
-        return thresholds
+        return [float(one) for one in thresholds]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The config that a `config.json` holds; Transformers only warns if it is another model's.
+
+        Raises:
+            ValueError: if it is another model's, or that of a MEViT whose predictor is of a retired kind.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"model_type of a checkpoint must be {cls.model_type!r}, got {model_type!r}; "
+                f"MEViTForImageClassification.from_vit starts from a plain ViT."
+            )
+        return super().from_dict(_without_retired_fields(config_dict), **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Writes `config.json`, and this code beside it."""
+        # `AutoModel` gives the classifier too, since there is no use for a headless MEViT: exits are what it adds to a
+        # ViT. `register_for_auto_class` remembers one Auto class for a model, so this entry is written here.
+        self.auto_map = {
+            **(getattr(self, "auto_map", None) or {}),
+            "AutoModel": "modeling_mevit.MEViTForImageClassification",
+        }
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
 def validate_config_fields(config_class: type[ViTConfig], settings: Iterable[str]) -> None:
-    """Raises a `ValueError` where a name is no field of a config, which the library would take for one silently."""
+    """Raises a `ValueError` if a name is not a field of a config: Transformers would silently add it as one."""
     known = {*config_class().to_dict(), "num_labels", "attn_implementation"} - {"dtype", "torch_dtype"}
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(
-            f"{', '.join(unknown)} is no field of {config_class.__name__}; allowed are {', '.join(sorted(known))}."
+            f"{config_class.__name__} has no field {', '.join(unknown)}; allowed are {', '.join(sorted(known))}."
         )
 
 
 def _check_exit_layers(exit_layers: list[int], depth: int) -> None:
-    allowed = f"allowed are ascending layer numbers from 1 to {depth}, each once, with {depth} as the last"
-    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in exit_layers):
-        raise ValueError(f"exit_layers={exit_layers} holds something that is no integer; {allowed}.")
-    if any(layer < 1 or layer > depth for layer in exit_layers):
-        raise ValueError(f"exit_layers={exit_layers} is out of range for {depth} encoder layers; {allowed}.")
-    if exit_layers != sorted(set(exit_layers)):
-        raise ValueError(f"exit_layers={exit_layers} is unsorted or names a layer twice; {allowed}.")
-    if not exit_layers or exit_layers[-1] != depth:
-        raise ValueError(f"exit_layers={exit_layers} lacks the last encoder layer; {allowed}.")
+    are_ascending = all(type(layer) is int for layer in exit_layers) and exit_layers == sorted(set(exit_layers))
+    if not (exit_layers and are_ascending and exit_layers[0] >= 1 and exit_layers[-1] == depth):
+        raise ValueError(
+            f"exit_layers must be ascending layer numbers from 1 to {depth}, with {depth} as the last; "
+            f"got {exit_layers}."
+        )
 
 
-def _check_choice(name: str, given: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, given: str | None, allowed: tuple[str | None, ...]) -> None:
     if given not in allowed:
-        raise ValueError(f"{name}={given!r} is unknown; allowed are {', '.join(map(repr, allowed))}.")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {given!r}.")
 
 
-def _check_grid(image_size: int | tuple[int, int], patch_size: int | tuple[int, int]) -> None:
+def _check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> None:
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     patches = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
     if any(side <= 0 or side % patch for side, patch in zip(sides, patches, strict=True)):
+        raise ValueError(f"image_size must be a positive multiple of patch_size={patch_size}, got {image_size}.")
+
+
+def _without_retired_fields(config_dict: dict[str, Any]) -> dict[str, Any]:
+    """A config as it is written today, from one that may be of the time before 0.1.0."""
+    fields = dict(config_dict)
+    if not fields.pop("share_uncertainty_predictor", True) or fields.get("uncertainty_input") == "hidden_state":
         raise ValueError(
-            f"image_size={image_size} cannot be cut into patches of patch_size={patch_size} pixels; "
-            f"allowed are positive multiples of it."
+            "uncertainty predictors of single exits and on hidden states were retired; train the model again with "
+            f"uncertainty_input={UNCERTAINTY_INPUTS[0]!r}."
         )
+    fields.pop("uncertainty_target", None)
+    num_exits = len(fields.get("exit_layers", ()))
+    patience = fields.pop("patience", None)
+    if patience is not None and fields.get("exit_policy") == "patience":
+        fields["exit_thresholds"] = _patience_threshold(patience, num_exits)
+    if "promise" in (fields.get("calibration") or {}):
+        fields["calibration"] = _converted_calibration(fields["calibration"], num_exits)
+    return fields
+
+
+def _patience_threshold(patience: int, num_exits: int) -> float:
+    """What lets samples leave after `patience` exits in a row that agree: midway between their score and the next."""
+    return 1 - (patience - 0.5) / num_exits
+
+
+def _converted_calibration(old: dict[str, Any], num_exits: int) -> dict[str, Any]:
+    measured = old["measured"]
+    if old["policy"] == "patience":
+        thresholds = [_patience_threshold(old["patience"], num_exits)] * (num_exits - 1)
+    else:
+        thresholds = old["thresholds"]
+    target = {"max_cost": None, "max_accuracy_drop": None, "confidence": None, "bound": None, **old["promise"]}
+    operating_point = {
+        "policy": old["policy"],
+        "thresholds": thresholds,
+        "num_samples": measured["pictures"],
+        "accuracy": measured["accuracy"],
+        "full_model_accuracy": measured["accuracy_of_last_exit"],
+        "cost": measured["cost"],
+        "harms": measured["harms"],
+        "corrections": measured["corrections"],
+        "exit_counts": measured["left_at"],
+    }
+    data = old.get("data")
+    return {
+        "target": target,
+        "operating_point": operating_point,
+        "data": data and {**data, "image_digests": ""},  # single images were not told apart then
+    }
 
 
 __all__ = ["MEViTConfig"]

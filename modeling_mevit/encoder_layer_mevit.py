@@ -3,26 +3,29 @@
 """A ViT's encoder layer run in two parts: keys and values of all tokens, then the layer's output for some of them.
 
 An exit reads [CLS] alone, and [CLS] needs of the other tokens no more than their keys and values. So an exit's layer
-is run for [CLS] first, and for the other tokens only where a sample goes on. Both parts use the library's own modules,
-whose names differ between Transformers 4 and 5.
+is run for [CLS] first, and for the other tokens only if a sample goes on. Both parts use Transformers' own modules,
+whose names differ between its major versions 4 and 5.
 
-B samples, N tokens of width d, R of them as rows, H heads of width d/H.
+B samples, N tokens of width d, Q query tokens (those whose output is computed), H heads of width d/H.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from torch import Tensor, nn
 from transformers import ViTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.vit.modeling_vit import eager_attention_forward
+from transformers.models.vit.modeling_vit import ViTLayer, eager_attention_forward
+
+
+EncoderLayer: TypeAlias = Any  # a ViTLayer, whose modules' names no annotation knows in both major versions
 
 
 class LayerParts(NamedTuple):
     """The modules of an encoder layer's attention and MLP, without norms, dropout and residual connections."""
 
-    attention: nn.Module
+    attention: Any  # an nn.Module, with its config, num_attention_heads and scaling
     query: nn.Linear
     key: nn.Linear
     value: nn.Linear
@@ -32,10 +35,10 @@ class LayerParts(NamedTuple):
 
 def encoder_layers(vit: ViTModel) -> nn.ModuleList:
     """The encoder layers of a [`ViTModel`]."""
-    return vit.layers if hasattr(vit, "layers") else vit.encoder.layer
+    return cast(nn.ModuleList, vit.layers if hasattr(vit, "layers") else vit.encoder.layer)
 
 
-def layer_parts(layer: nn.Module) -> LayerParts:
+def layer_parts(layer: EncoderLayer) -> LayerParts:
     """The parts of an encoder layer, whatever the major version of Transformers calls them."""
     attention = layer.attention
     if hasattr(attention, "q_proj"):
@@ -47,12 +50,28 @@ def layer_parts(layer: nn.Module) -> LayerParts:
         own.key,
         own.value,
         attention.output.dense,
-        lambda rows: layer.output.dense(layer.intermediate(rows)),
+        lambda states: layer.output.dense(layer.intermediate(states)),
+    )
+
+
+def runs_whole(layer: EncoderLayer) -> bool:
+    """Whether a layer has to be called as one module, since something waits for that call, or for its attention's.
+
+    Torch hooks do, with which weights are gathered and outputs recorded; accelerate's hook, which replaces `forward`
+    to move the inputs to the module's device; and whatever is wrapped around the layer. Hooks of the linear layers
+    and norms do not, since these are called in both parts.
+    """
+    if not isinstance(layer, ViTLayer):
+        return True
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+        for module in layer.modules()
+        if module._modules
     )
 
 
 @contextmanager
-def recorded_attentions(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+def recorded_attentions(layers: Iterable[EncoderLayer]) -> Iterator[list[Tensor]]:
     """A list that gets the attention probabilities (B, H, N, N) of each layer that runs; needs eager attention."""
     attentions: list[Tensor] = []
     hooks = [
@@ -66,7 +85,7 @@ def recorded_attentions(layers: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def project_keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project_keys_values(layer: EncoderLayer, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """First part of a layer, for all tokens of its input.
 
     Args:
@@ -80,35 +99,42 @@ def project_keys_values(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor,
     return normed, _heads(parts, parts.key(normed)), _heads(parts, parts.value(normed))
 
 
-def layer_outputs(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def layer_outputs(
+    layer: EncoderLayer, hidden_queries: Tensor, normed_queries: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
     """Second part of a layer, for any of its tokens, in eval mode: [`attention_outputs`], then [`mlp_outputs`].
 
     Args:
-        hidden_rows: (B, R, d), rows of the layer's input.
-        normed_rows: (B, R, d), the same rows of the normalised input.
-        keys, values: (B, H, N, d/H), of all tokens.
+        hidden_queries: (B, Q, d), query tokens of the layer's input.
+        normed_queries: (B, Q, d), the same tokens of the normalised input.
+        keys: (B, H, N, d/H), of all tokens.
+        values: (B, H, N, d/H), of all tokens.
 
     Returns:
-        (B, R, d), these rows of the layer's output.
+        (B, Q, d), the layer's output for these tokens.
     """
-    return mlp_outputs(layer, attention_outputs(layer, hidden_rows, normed_rows, keys, values))
+    return mlp_outputs(layer, attention_outputs(layer, hidden_queries, normed_queries, keys, values))
 
 
-def attention_outputs(layer: nn.Module, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Rows after attention and its residual connection, (B, R, d). Arguments are those of [`layer_outputs`]."""
+def attention_outputs(
+    layer: EncoderLayer, hidden_queries: Tensor, normed_queries: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Query tokens after attention and its residual connection, (B, Q, d). Arguments as in [`layer_outputs`]."""
     parts = layer_parts(layer)
     implementation = parts.attention.config._attn_implementation
     attend = eager_attention_forward if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
-    query = _heads(parts, parts.query(normed_rows))  # (B, H, R, d/H)
+    query = _heads(parts, parts.query(normed_queries))  # (B, H, Q, d/H)
     context, _ = attend(parts.attention, query, keys, values, None, scaling=parts.attention.scaling, dropout=0.0)
-    return hidden_rows + parts.projection(context.flatten(2))  # context is (B, R, H, d/H)
+    outputs: Tensor = hidden_queries + parts.projection(context.flatten(2))  # context is (B, Q, H, d/H)
+    return outputs
 
 
-def mlp_outputs(layer: nn.Module, hidden_rows: Tensor) -> Tensor:
-    """Rows after the MLP and its residual connection, (B, R, d), from those after attention."""
-    return hidden_rows + layer_parts(layer).mlp(layer.layernorm_after(hidden_rows))
+def mlp_outputs(layer: EncoderLayer, hidden_queries: Tensor) -> Tensor:
+    """Query tokens after the MLP and its residual connection, (B, Q, d), from those after attention."""
+    return hidden_queries + layer_parts(layer).mlp(layer.layernorm_after(hidden_queries))
 
 
 def _heads(parts: LayerParts, states: Tensor) -> Tensor:
-    """(B, R, d) → (B, H, R, d/H)."""
-    return states.unflatten(-1, (parts.attention.num_attention_heads, -1)).transpose(1, 2)
+    """(B, Q, d) → (B, H, Q, d/H)."""
+    heads: Tensor = states.unflatten(-1, (parts.attention.num_attention_heads, -1))
+    return heads.transpose(1, 2)

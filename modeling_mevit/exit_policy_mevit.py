@@ -1,18 +1,18 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Exit policies: when an exit is sure enough for a sample to leave.
+"""Exit policies: the score that says whether an exit is sure enough for a sample to leave.
 
-All but one have a score, one number per sample and exit, low where the exit is sure, and a sample leaves where it is
-under the exit's threshold. The other is patience: a sample leaves where the last k exits agree. All functions are pure
-and work in float32, whatever the logits' precision.
+A score is one number per sample and exit, low if the exit is sure; a sample leaves at its first exit whose score is
+under that exit's threshold. All functions are pure and work in float32, whatever the logits' precision.
+
+B samples, E exits in ascending order, L labels.
 """
 
 import torch
 from torch import Tensor
 
 
-SCORES = ("uncertainty", "confidence", "entropy", "margin")
-EXIT_POLICIES = (*SCORES, "patience")
+EXIT_POLICIES = ("uncertainty", "confidence", "entropy", "margin", "patience")
 
 
 def confidence_score(logits: Tensor) -> Tensor:
@@ -23,6 +23,15 @@ def confidence_score(logits: Tensor) -> Tensor:
 
     Returns:
         (...), float32.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> confidence_score(torch.tensor([0.5, 0.25, 0.25]).log())
+    tensor(0.5000)
+
+    ```
     """
     return 1 - logits.float().softmax(-1).amax(-1)
 
@@ -35,6 +44,15 @@ def entropy_score(logits: Tensor) -> Tensor:
 
     Returns:
         (...), float32.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> entropy_score(torch.zeros(4)) / torch.tensor(4.0).log()
+    tensor(1.)
+
+    ```
     """
     # a log softmax is finite where its softmax is 0, so that a saturated one gives 0 and not NaN
     log_probabilities = logits.float().log_softmax(-1)
@@ -49,52 +67,105 @@ def margin_score(logits: Tensor) -> Tensor:
 
     Returns:
         (...), float32.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> margin_score(torch.tensor([0.5, 0.25, 0.25]).log())
+    tensor(0.7500)
+
+    ```
     """
     first, second = logits.float().softmax(-1).topk(2, dim=-1).values.unbind(-1)
     return 1 - (first - second)
 
 
-def exit_scores(policy: str, logits: Tensor, uncertainty: Tensor) -> Tensor | None:
+def label_streaks(labels: Tensor) -> Tensor:
+    """How many exits in a row, up to each one, predict the same label.
+
+    Args:
+        labels: (B, E), int64, predicted by the exits.
+
+    Returns:
+        (B, E), int64, from 1 to the exit's 1-based place.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> label_streaks(torch.tensor([[7, 7, 3, 3, 3]]))
+    tensor([[1, 2, 1, 2, 3]])
+
+    ```
+    """
+    exits = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    is_change = torch.ones_like(labels, dtype=torch.bool)
+    is_change[:, 1:] = labels[:, 1:] != labels[:, :-1]
+    last_change = torch.where(is_change, exits, 0).cummax(dim=1).values
+    return exits - last_change + 1
+
+
+def patience_score(streak: Tensor, num_exits: int) -> Tensor:
+    """1 − streak / E, in [0, 1 − 1/E].
+
+    k exits in a row that agree have a score of 1 − k/E, so that a threshold of 1 − (k − 0.5)/E lets them leave.
+
+    Args:
+        streak: (...), of [`label_streaks`].
+        num_exits: E, of the whole model.
+
+    Returns:
+        (...), float32.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> patience_score(torch.tensor([1, 2, 4]), num_exits=4)
+    tensor([0.7500, 0.5000, 0.0000])
+
+    ```
+    """
+    return 1 - streak.float() / num_exits
+
+
+def exit_scores(policy: str, exit_logits: Tensor, exit_uncertainty: Tensor | None) -> Tensor:
     """The score of every sample and exit under `policy`.
 
     Args:
         policy: one of `EXIT_POLICIES`.
-        logits: (B, E, L), the exits' logits.
-        uncertainty: (B, E), the predicted uncertainty of the exits, equation 3.
+        exit_logits: (B, E, L). Under `"patience"` of all exits; the other scores are each exit's own.
+        exit_uncertainty: (B, E), predicted, equation 3; only `"uncertainty"` needs it.
 
     Returns:
-        (B, E), float32, low where the exit is sure; None for `"patience"`.
+        (B, E), float32, low if the exit is sure.
 
     Raises:
-        ValueError: where the policy is none of them.
+        ValueError: if the policy is unknown, or `"uncertainty"` is given none.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> exit_scores("patience", torch.tensor([[[2.0, 1.0], [0.0, 3.0], [1.0, 2.0]]]), None)
+    tensor([[0.6667, 0.6667, 0.3333]])
+
+    ```
     """
     if policy == "uncertainty":
-        return uncertainty.float()
+        if exit_uncertainty is None:
+            raise ValueError("exit_policy='uncertainty' needs exit_uncertainty, got None.")
+        return exit_uncertainty.float()
     if policy == "confidence":
-        return confidence_score(logits)
+        return confidence_score(exit_logits)
     if policy == "entropy":
-        return entropy_score(logits)
+        return entropy_score(exit_logits)
     if policy == "margin":
-        return margin_score(logits)
+        return margin_score(exit_logits)
     if policy == "patience":
-        return None
-    raise ValueError(f"exit_policy={policy!r} is unknown; allowed are {', '.join(map(repr, EXIT_POLICIES))}.")
-
-
-def agreement(predictions: Tensor) -> Tensor:
-    """How many exits in a row, up to each one, predict the same label: what patience compares with k.
-
-    Args:
-        predictions: (B, E), int64, labels in the order of the exits.
-
-    Returns:
-        (B, E), int64, from 1 to the exit's place.
-    """
-    exits = torch.arange(predictions.shape[1], device=predictions.device).expand_as(predictions)
-    is_change = torch.ones_like(predictions, dtype=torch.bool)
-    is_change[:, 1:] = predictions[:, 1:] != predictions[:, :-1]
-    last_change = torch.where(is_change, exits, 0).cummax(dim=1).values
-    return exits - last_change + 1
+        return patience_score(label_streaks(exit_logits.argmax(-1)), num_exits=exit_logits.shape[1])
+    raise ValueError(f"exit_policy must be one of {', '.join(map(repr, EXIT_POLICIES))}; got {policy!r}.")
 
 
 def first_exit(leaves: Tensor) -> Tensor:
@@ -104,7 +175,16 @@ def first_exit(leaves: Tensor) -> Tensor:
         leaves: (B, E − 1), bool, whether each early exit would let the sample go.
 
     Returns:
-        (B,), int64, place of the first exit that does, E − 1 where none does.
+        (B,), int64, 0-based place of the first exit that does, E − 1 if none does.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> first_exit(torch.tensor([[False, True], [False, False]]))
+    tensor([1, 2])
+
+    ```
     """
     last = leaves.new_ones(len(leaves), 1)
     return torch.cat((leaves, last), dim=1).int().argmax(1)

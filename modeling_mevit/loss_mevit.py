@@ -22,14 +22,24 @@ def cross_entropy(exit_logits: Tensor, labels: Tensor) -> Tensor:
         (E,), means over the batch.
 
     Raises:
-        ValueError: where a label is not in 0 … L − 1.
+        ValueError: if a label is not in 0 … L − 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> exit_logits = torch.tensor([[[0.8, 0.2], [0.5, 0.5]]]).log()  # 1 sample, 2 exits, 2 labels
+    >>> cross_entropy(exit_logits, torch.tensor([0])).exp()  # 1 / 0.8 and 1 / 0.5
+    tensor([1.2500, 2.0000])
+
+    ```
     """
     num_exits, num_labels = exit_logits.shape[1:]
     is_compiling = torch.compiler.is_compiling()  # a check of values would break the graph
-    if not is_compiling and labels.numel() and not (0 <= labels.min() and labels.max() < num_labels):
+    if not is_compiling and labels.numel() and not (labels.min() >= 0 and labels.max() < num_labels):
         raise ValueError(
-            f"labels go from {labels.min().item()} to {labels.max().item()}; "
-            f"allowed are 0 to {num_labels - 1}, since the model has {num_labels} labels."
+            f"labels must be from 0 to {num_labels - 1}, since the model has {num_labels} labels; "
+            f"got {labels.min().item()} to {labels.max().item()}."
         )
     per_sample = F.cross_entropy(
         exit_logits.float().flatten(0, 1),  # (B·E, L)
@@ -39,25 +49,31 @@ def cross_entropy(exit_logits: Tensor, labels: Tensor) -> Tensor:
     return per_sample.view(-1, num_exits).mean(0)
 
 
-def uncertainty_target(exit_logits: Tensor, labels: Tensor, kind: str = "distance") -> Tensor:
+def uncertainty_target(exit_logits: Tensor, labels: Tensor) -> Tensor:
     """What the uncertainty predictor is to predict, detached: equation 4, `ũ_i = tanh(|f_i(h_i) − y|)`.
 
-    The paper writes a difference of logits and label. For classification `"distance"` reads it as the L1 distance
-    between the softmax and the one-hot label, `tanh(‖softmax(f_i) − onehot(y)‖₁)`: the label's own entry gives
-    1 − p_y and all others together give 1 − p_y as well, so the norm is 2·(1 − p_y). `"error"` is the other reading,
-    `1[argmax f_i ≠ y]`.
+    The paper writes a difference of logits and label. It is read here as the L1 distance between the softmax and the
+    one-hot label, `tanh(‖softmax(f_i) − onehot(y)‖₁)`: the label's own entry gives 1 − p_y and all others together
+    give 1 − p_y as well, so the norm is 2·(1 − p_y).
 
     Args:
         exit_logits: (B, E, L).
         labels: (B,), int64.
-        kind: `"distance"` or `"error"`.
 
     Returns:
-        (B, E), in [0, tanh 2] or {0, 1}, without gradient.
+        (B, E), in [0, tanh 2], without gradient.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> exit_logits = torch.tensor([[[0.8, 0.2], [0.5, 0.5]]]).log()
+    >>> uncertainty_target(exit_logits, torch.tensor([0])).atanh()
+    tensor([[0.4000, 1.0000]])
+
+    ```
     """
     logits = exit_logits.detach().float()
-    if kind == "error":
-        return (logits.argmax(-1) != labels[:, None]).float()
     label_index = labels[:, None, None].expand(-1, logits.shape[1], 1)  # (B, E, 1)
     label_probability = logits.softmax(-1).gather(-1, label_index).squeeze(-1)  # (B, E)
     return torch.tanh(2 * (1 - label_probability))

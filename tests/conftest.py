@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_mevit import MEViTForImageClassification
 from tests.helpers.models import tiny_model
 
 
@@ -10,8 +11,13 @@ from tests.helpers.models import tiny_model
 torch.set_num_threads(1)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.accelerator.is_available():
+        pytest.skip("there is no accelerator")
+
+
 @pytest.fixture
-def model():
+def model() -> MEViTForImageClassification:
     return tiny_model()
 
 

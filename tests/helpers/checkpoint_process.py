@@ -1,7 +1,12 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Writes or reads a checkpoint in a process of its own: `checkpoint.py write DIRECTORY`, `checkpoint.py read DIRECTORY
-[--without-package]`. Reading fails where any Auto class gives other logits than those that were written beside it."""
+"""Writes or reads a checkpoint in a process of its own.
+
+    checkpoint_process.py write DIRECTORY
+    checkpoint_process.py read DIRECTORY [--without-package]
+
+Reading fails if any Auto class gives other outputs than those that were written beside the checkpoint.
+"""
 
 import sys
 from pathlib import Path

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model small enough to run in milliseconds."""
 
+from typing import Any
+
 import torch
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 
 
-TINY = {
+TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -19,7 +21,7 @@ TINY = {
 }
 
 
-def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
+def tiny_model(seed: int = 0, **settings: Any) -> MEViTForImageClassification:
     """A tiny model whose exits disagree: weights are ten times larger than the initial ones.
 
     Its predictor reads logits, which vary most.
@@ -34,7 +36,10 @@ def tiny_model(seed: int = 0, **settings) -> MEViTForImageClassification:
 
 @torch.no_grad()
 def thirds_as_thresholds(model: MEViTForImageClassification, images: torch.Tensor) -> list[float]:
-    """Thresholds midway between scores, under which about a third of the samples leaves at each early exit."""
+    """Thresholds midway between scores, under which about a third of the samples leaves at each early exit.
+
+    Patience has few different scores: there, as many leave as agree so far, which may be all or none.
+    """
     scores = model(images, early_exit=False).exit_scores[:, :-1].sort(dim=0).values
     third = len(scores) // 3
     return ((scores[third - 1] + scores[third]) / 2).tolist()

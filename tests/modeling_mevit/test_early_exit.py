@@ -9,14 +9,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from transformers import AutoModelForImageClassification, pipeline
 
 from modeling_mevit import MEViTForImageClassification
-from modeling_mevit.data import image_processor_for
+from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.encoder_layer_mevit import encoder_layers
-from modeling_mevit.exit_policy_mevit import SCORES, agreement, first_exit
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES, first_exit
 from tests.helpers.models import thirds_as_thresholds, tiny_model
 
 
 ATTENTIONS = ("sdpa", "eager")
-PREDICTORS = [(kind, share) for kind in ("logits", "probabilities", "hidden_state") for share in (True, False)]
 
 
 @pytest.fixture
@@ -24,14 +23,10 @@ def images() -> torch.Tensor:
     return torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def reference(model: MEViTForImageClassification, images: torch.Tensor, thresholds: list[float] | None):
+def reference(model: MEViTForImageClassification, images: torch.Tensor, thresholds: list[float]):
     """Logits (B, L) and exit layers (B,) of an early-exit run, from all exits of all samples."""
     outputs = model(images, early_exit=False)
-    if model.config.exit_policy == "patience":
-        leaves = agreement(outputs.exit_logits.argmax(-1))[:, :-1] >= model.config.patience
-    else:
-        leaves = outputs.exit_scores[:, :-1] < torch.tensor(thresholds)
-    place = first_exit(leaves)
+    place = first_exit(outputs.exit_scores[:, :-1] < torch.tensor(thresholds))
     return outputs.exit_logits[torch.arange(len(images)), place], torch.tensor(model.config.exit_layers)[place]
 
 
@@ -42,13 +37,14 @@ def assert_same(outputs, logits, exit_layer):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("policy", SCORES)
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
 @torch.no_grad()
 def test_compaction_equals_the_reference_and_one_by_one(images, attention, policy):
-    model = tiny_model(attn_implementation=attention, exit_policy=policy)
-    thresholds = thirds_as_thresholds(model, images)
+    settings = {"num_hidden_layers": 5, "exit_layers": [2, 3, 4, 5], "exit_policy": policy}
+    model = tiny_model(seed=6, attn_implementation=attention, **settings)
+    thresholds = [1 - 1.5 / 4] * 3 if policy == "patience" else thirds_as_thresholds(model, images)
     logits, exit_layer = reference(model, images, thresholds)
-    assert set(exit_layer.tolist()) == {2, 3, 4}
+    assert set(exit_layer.tolist()) == ({3, 4, 5} if policy == "patience" else {2, 3, 4, 5})
 
     outputs = model(images, early_exit=True, exit_thresholds=thresholds)
     assert_same(outputs, logits, exit_layer)
@@ -57,25 +53,36 @@ def test_compaction_equals_the_reference_and_one_by_one(images, attention, polic
     assert outputs.exit_logits is None and outputs.loss is None
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize(("patience", "exits"), [(1, {2}), (2, {3, 4}), (3, {4})])
 @torch.no_grad()
-def test_patience_leaves_where_exits_agree(images, attention, patience):
-    model = tiny_model(attn_implementation=attention, exit_policy="patience", patience=patience)
-    logits, exit_layer = reference(model, images, None)
-    assert_same(model(images, early_exit=True), logits, exit_layer)
-    assert set(exit_layer.tolist()) == {1: {2}, 2: {3, 4}, 3: {4}}[patience]
-    assert model(images).exit_scores is None
+def test_patience_leaves_after_so_many_exits_that_agree(images, patience, exits):
+    model = tiny_model(exit_policy="patience")
+    labels = model(images).exit_logits.argmax(-1).tolist()
+    outputs = model(images, early_exit=True, exit_thresholds=1 - (patience - 0.5) / 3)
+    assert set(outputs.exit_layer.tolist()) == exits
+    for predicted, exit_layer in zip(labels, outputs.exit_layer.tolist(), strict=True):
+        agreeing = [len(set(predicted[place - patience + 1 : place + 1])) == 1 for place in range(patience - 1, 2)]
+        assert exit_layer == ([*range(patience + 1, 4), 4][agreeing.index(True)] if any(agreeing) else 4)
 
 
-@pytest.mark.parametrize(("kind", "share"), PREDICTORS)
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
 @torch.no_grad()
-def test_every_uncertainty_predictor(images, kind, share):
-    model = tiny_model(uncertainty_input=kind, share_uncertainty_predictor=share)
+def test_every_uncertainty_predictor(images, kind):
+    model = tiny_model(uncertainty_input=kind)
     thresholds = thirds_as_thresholds(model, images)
     logits, exit_layer = reference(model, images, thresholds)
     assert set(exit_layer.tolist()) == {2, 3, 4}
     assert_same(model(images, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
+
+
+@pytest.mark.parametrize(("policy", "calls"), [("uncertainty", 2), ("confidence", 0), ("patience", 0)])
+@torch.no_grad()
+def test_the_uncertainty_predictor_runs_for_its_policy_alone(images, policy, calls):
+    model = tiny_model(exit_policy=policy)
+    given = []
+    model.uncertainty.register_forward_hook(lambda *args: given.append(args))
+    model(images, early_exit=True, exit_thresholds=-1.0)
+    assert len(given) == calls
 
 
 @torch.no_grad()
@@ -129,11 +136,11 @@ def test_the_config_turns_it_on_in_eval_mode_alone(images):
     for settings in ({"labels": labels}, {"output_hidden_states": True}, {"output_attentions": True}):
         outputs = model(images, **settings)
         assert outputs.exit_logits.shape == (24, 3, 5) and outputs.exit_layer is None
-        with pytest.raises(ValueError, match=f"early_exit=True cannot be had with {next(iter(settings))}"):
+        with pytest.raises(ValueError, match=f"early_exit=True is not supported with {next(iter(settings))}"):
             model(images, early_exit=True, **settings)
     model.train()
     assert model(images).exit_layer is None
-    with pytest.raises(ValueError, match="early_exit=True cannot be had in training mode"):
+    with pytest.raises(ValueError, match="early_exit=True is not supported in training mode"):
         model(images, early_exit=True)
 
 
@@ -158,7 +165,7 @@ def test_a_record_of_the_model_holds_all_exits(images):
     rewritten = make_fx(AllExits())(images)
     for record in (traced, exported, compiled, rewritten):
         torch.testing.assert_close(record(others), every_exit.exit_logits, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="cannot be had while the model is traced, compiled or exported"):
+    with pytest.raises(ValueError, match="is not supported while the model is traced, compiled or exported"):
         torch.jit.trace(AllExits(early_exit=True), images)
 
 
@@ -171,22 +178,32 @@ def test_a_cut_model_has_no_early_exit_left(images):
 
 
 def test_a_cut_model_of_patience_can_be_saved_and_loaded(images, tmp_path):
-    small = tiny_model(exit_policy="patience", patience=3).truncate(3)
+    small = tiny_model(exit_policy="patience", exit_thresholds=0.5, early_exit=True).truncate(3)
     small.save_pretrained(tmp_path)
     loaded = MEViTForImageClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(images).logits, small(images).logits)
+    assert loaded(images[:2]).exit_scores.tolist() == [[0.0], [0.0]]
 
 
+@pytest.mark.parametrize("policy", ["confidence", "patience"])
 @torch.no_grad()
-def test_hooks_on_the_last_layer_see_the_whole_layer(images):
-    model = tiny_model()
-    expected = model(images).exit_logits
+def test_hooks_on_every_layer_see_whole_layers(images, policy):
+    model = tiny_model(exit_policy=policy)
+    thresholds = [0.5, 0.5] if policy == "patience" else thirds_as_thresholds(model, images)
+    expected = model(images)
+    expected_early = model(images, early_exit=True, exit_thresholds=thresholds)
     shapes = []
-    hook = encoder_layers(model.vit)[-1].register_forward_hook(lambda *args: shapes.append(tuple(args[-1].shape)))
-    torch.testing.assert_close(model(images).exit_logits, expected, atol=1e-5, rtol=0)
-    hook.remove()
-    model(images)
-    assert shapes == [(24, 17, 32)]
+    for layer in encoder_layers(model.vit):
+        layer.register_forward_hook(lambda *args: shapes.append(tuple(args[-1].shape)))
+    torch.testing.assert_close(model(images).exit_logits, expected.exit_logits, atol=1e-5, rtol=0)
+    assert shapes == [(24, 17, 32)] * 4
+
+    shapes.clear()
+    early = model(images, early_exit=True, exit_thresholds=thresholds)
+    assert_same(early, expected_early.logits, expected_early.exit_layer)
+    left = [int((expected_early.exit_layer == layer).sum()) for layer in (2, 3, 4)]
+    assert 0 < left[1] < 24 and left[2] > 0
+    assert shapes == [(24, 17, 32), (24, 17, 32), (24 - left[0], 17, 32), (left[2], 17, 32)]
 
 
 def test_a_pipeline_leaves_early_with_no_further_argument(images, tmp_path):
@@ -205,10 +222,10 @@ def test_a_pipeline_leaves_early_with_no_further_argument(images, tmp_path):
     ("settings", "arguments", "message"),
     [
         ({}, {}, "early exit needs exit_thresholds, 2 numbers"),
-        ({}, {"exit_thresholds": [0.5]}, r"exit_thresholds=\[0.5\] do not fit exits \[2, 3, 4\]"),
-        ({}, {"exit_thresholds": [0.5, float("nan")]}, "do not fit exits"),
-        ({"exit_policy": "patience"}, {"exit_thresholds": 0.5}, "have no meaning under exit_policy='patience'"),
-        ({}, {"early_exit": False, "exit_thresholds": 0.5}, "exit_thresholds are for early_exit=True"),
+        ({"exit_policy": "patience"}, {}, "early exit needs exit_thresholds, 2 numbers"),
+        ({}, {"exit_thresholds": [0.5]}, r"must be one number, or 2 for exits \[2, 3, 4\], .*; got \[0.5\]"),
+        ({}, {"exit_thresholds": [0.5, float("nan")]}, "must be one number, or 2 for exits"),
+        ({}, {"early_exit": False, "exit_thresholds": 0.5}, "exit_thresholds need early_exit=True"),
     ],
 )
 def test_bad_thresholds_are_named(images, settings, arguments, message):

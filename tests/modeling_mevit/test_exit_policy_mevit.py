@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from modeling_mevit.exit_policy_mevit import confidence_score, entropy_score, exit_scores, margin_score
+from modeling_mevit.exit_policy_mevit import (
+    EXIT_POLICIES,
+    confidence_score,
+    entropy_score,
+    exit_scores,
+    first_exit,
+    label_streaks,
+    margin_score,
+    patience_score,
+)
 
 
 # softmax of these is (1/2, 1/4, 1/4) and (0.7, 0.2, 0.1)
@@ -24,19 +33,45 @@ def test_a_saturated_softmax_scores_0(score):
     assert score(torch.tensor([1e4, 0.0, -1e4])) == 0
 
 
-@pytest.mark.parametrize("score", [confidence_score, entropy_score, margin_score])
-def test_float32_whatever_the_precision_of_the_logits(score):
-    scores = score(LOGITS.bfloat16())
-    assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, score(LOGITS), atol=0.02, rtol=0)
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+def test_float32_whatever_the_precision_of_the_logits(policy):
+    uncertainty = torch.tensor([[0.1, 0.2]])
+    scores = exit_scores(policy, LOGITS[None].bfloat16(), uncertainty.bfloat16())
+    assert scores.dtype == torch.float32 and scores.shape == (1, 2)
+    torch.testing.assert_close(scores, exit_scores(policy, LOGITS[None], uncertainty), atol=0.02, rtol=0)
+
+
+def test_a_streak_is_of_neighbouring_exits():
+    labels = torch.tensor([[3, 3, 3, 3], [3, 1, 1, 3], [0, 1, 0, 0]])
+    assert label_streaks(labels).tolist() == [[1, 2, 3, 4], [1, 1, 2, 1], [1, 1, 1, 2]]
+    assert label_streaks(labels[:, :1]).tolist() == [[1], [1], [1]]
+
+
+@pytest.mark.parametrize("num_exits", [1, 3, 7, 12])
+def test_k_exits_in_a_row_are_under_their_threshold_and_no_fewer(num_exits):
+    streak = torch.arange(1, num_exits + 1)
+    for k in range(1, num_exits + 1):
+        assert ((patience_score(streak, num_exits) < 1 - (k - 0.5) / num_exits) == (streak >= k)).all()
 
 
 def test_policy_names_its_score():
-    logits = LOGITS[None]  # one sample, two exits
+    logits = LOGITS[None]  # one sample, two exits that agree
     uncertainty = torch.tensor([[0.1, 0.2]])
     assert exit_scores("uncertainty", logits, uncertainty).equal(uncertainty)
-    assert exit_scores("confidence", logits, uncertainty).equal(confidence_score(logits))
-    assert exit_scores("entropy", logits, uncertainty).equal(entropy_score(logits))
-    assert exit_scores("margin", logits, uncertainty).equal(margin_score(logits))
-    with pytest.raises(ValueError, match="exit_policy='luck' is unknown; allowed are 'uncertainty', 'confidence'"):
-        exit_scores("luck", logits, uncertainty)
+    assert exit_scores("confidence", logits, None).equal(confidence_score(logits))
+    assert exit_scores("entropy", logits, None).equal(entropy_score(logits))
+    assert exit_scores("margin", logits, None).equal(margin_score(logits))
+    assert exit_scores("patience", logits, None).tolist() == [[0.5, 0.0]]
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="exit_policy must be one of 'uncertainty', 'confidence', .*; got 'luck'"):
+        exit_scores("luck", LOGITS[None], None)
+    with pytest.raises(ValueError, match="exit_policy='uncertainty' needs exit_uncertainty, got None"):
+        exit_scores("uncertainty", LOGITS[None], None)
+
+
+def test_the_first_exit_that_lets_a_sample_go_is_taken():
+    leaves = torch.tensor([[True, True], [False, True], [False, False]])
+    assert first_exit(leaves).tolist() == [0, 1, 2]
+    assert first_exit(leaves[:, :0]).tolist() == [0, 0, 0]

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 from transformers import AutoModelForImageClassification, pipeline
 
-from modeling_mevit.data import evaluation_transform, image_processor_for
+from modeling_mevit.data.image_processing import evaluation_transform, image_processor_for
 from tests.helpers.models import tiny_model
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "checkpoint.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "checkpoint_process.py"
 # the Python of an environment with the other major version of Transformers; `make test-transformers5` sets it
 OTHER_PYTHON = os.environ.get("MEVIT_OTHER_PYTHON")
 
@@ -76,6 +76,7 @@ def test_weights_are_safetensors_beside_their_code(tmp_path):
         "loss_mevit.py",
         "model.safetensors",
         "modeling_mevit.py",
+        "vit_backbone_mevit.py",
     ]
 
 
