@@ -6,31 +6,77 @@ Batch 1. The plain ViT, the model cut at exits, and the early-exit run, each in 
 are taken in turn, image by image, in one process; memory in fresh processes, of which the median counts.
 """
 
-import importlib.util
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from optimum.exporters.onnx import main_export
+from transformers import AutoImageProcessor
+
+from ..modeling_mevit import MEViTForImageClassification
+from . import _memory_probe
+from .cascade_mevit import read_stages
+from .graphs import exit_file
 
 
 WARM_UP = 5  # images before the first one that counts
+MEMORY_PROCESSES = 3  # fresh ones, for each memory
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One way to run a model, and what it takes for an image.
+
+    Args:
+        name: `"plain ViT"`, `"MEViT_k"` or `"early exit"`.
+        library: `"PyTorch"` or `"ONNX Runtime"`.
+        megabytes: of weights and graphs on disk.
+        median: latency in ms.
+        p95: latency in ms.
+        memory: in MiB, the peak less what the process held before loading.
+        joules: None where no energy was measured.
+    """
+
+    name: str
+    library: str
+    megabytes: float
+    median: float
+    p95: float
+    memory: float
+    joules: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a model: its name and library, and the kind and path that [`_memory_probe.load`] takes."""
+
+    name: str
+    library: str
+    kind: str
+    path: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Weights and graphs that it needs."""
+        if self.kind == "onnx":
+            return [self.path]
+        if self.kind == "cascade":
+            return [self.path / stage[graph] for stage in read_stages(self.path) for graph in ("stage", "query")]
+        return list(self.path.glob("*.safetensors"))
 
 
 def benchmark(
-    checkpoint: str,
-    exported: Path,
-    images: list[np.ndarray],
-    *,
-    threads: int = 0,
-    energy_monitor: Any = None,
-    memory_processes: int = 3,
-) -> list[dict[str, Any]]:
+    checkpoint: str, exported: Path, images: Sequence[np.ndarray], *, threads: int = 0, energy_monitor: Any = None
+) -> list[BenchmarkRow]:
     """Measures every way to run a model.
 
     Args:
@@ -39,57 +85,26 @@ def benchmark(
         images: (1, C, H, W) each, float32, preprocessed.
         threads: of one operator; the libraries' choice by default.
         energy_monitor: with `begin_window(name)` and `end_window(name)`, as of zeus; without one no energy is given.
-        memory_processes: fresh processes for each memory.
-
-    Returns:
-        A row for each: `name`, `library`, `megabytes` on disk, `median` and `p95` latency in ms, `memory` in MiB
-        (peak, less what the process held before loading), `joules` an image or None.
     """
     with tempfile.TemporaryDirectory() as directory:
         ways = _ways(checkpoint, exported, Path(directory))
-        runs = {key: _load(*way, threads) for key, way in ways.items()}
-        latencies: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-        for number, image in enumerate([*images[:WARM_UP], *images]):
-            for key, run in runs.items():
-                start = time.perf_counter()
-                run(image)
-                if number >= min(WARM_UP, len(images)):
-                    latencies[key].append(1000 * (time.perf_counter() - start))
-        joules = {key: _joules(run, images, energy_monitor) for key, run in runs.items()}
-        np.save(Path(directory) / "image.npy", images[0])
-        rows = []
-        for key, (kind, path) in ways.items():
-            name, library = key
-            rows.append(
-                {
-                    "name": name,
-                    "library": library,
-                    "megabytes": _size(kind, path) / 1e6,
-                    "median": float(np.median(latencies[key])),
-                    "p95": float(np.percentile(latencies[key], 95)),
-                    "memory": _peak_memory(kind, path, Path(directory) / "image.npy", threads, memory_processes),
-                    "joules": joules[key],
-                }
+        runs = [_memory_probe.load(way.kind, way.path, threads) for way in ways]
+        latencies = _latencies(runs, images)
+        joules = [_joules(run, images, energy_monitor) for run in runs]
+        image = Path(directory) / "image.npy"
+        np.save(image, images[0])
+        return [
+            BenchmarkRow(
+                name=way.name,
+                library=way.library,
+                megabytes=sum(file.stat().st_size for file in way.files) / 1e6,
+                median=float(np.median(latencies[place])),
+                p95=float(np.percentile(latencies[place], 95)),
+                memory=_peak_memory(way, image, threads),
+                joules=joules[place],
             )
-        return rows
-
-
-def table_of(rows: list[dict[str, Any]], why_no_energy: str | None = None) -> str:
-    """Markdown; each figure beside its ratio to the plain ViT in the same library."""
-    lines = [
-        "| model | library | file (MB) | latency, median (ms) | p95 (ms) | peak memory (MiB) | energy (J) |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    plain = {row["library"]: row for row in rows if row["name"] == "plain ViT"}
-    for row in rows:
-        base = plain[row["library"]]
-        cells = [f"{row[key]:.1f} ({row[key] / base[key]:.2f} ×)" for key in ("megabytes", "median")]
-        cells += [f"{row['p95']:.1f}", f"{row['memory']:.0f} ({row['memory'] / base['memory']:.2f} ×)"]
-        cells.append("not measured" if row["joules"] is None else f"{row['joules']:.2f}")
-        lines.append(f"| {row['name']} | {row['library']} | {' | '.join(cells)} |")
-    if why_no_energy:
-        lines += ["", f"Energy was not measured: {why_no_energy}"]
-    return "\n".join(lines)
+            for place, way in enumerate(ways)
+        ]
 
 
 def find_energy_monitor() -> tuple[Any, str | None]:
@@ -109,136 +124,74 @@ def find_energy_monitor() -> tuple[Any, str | None]:
     return monitor, None
 
 
-def _ways(checkpoint: str, exported: Path, directory: Path) -> dict[tuple[str, str], tuple[str, Path]]:
-    """(name, library) → how to load it, and from where. Writes what is not there yet into `directory`."""
-    from optimum.exporters.onnx import main_export
-    from transformers import AutoImageProcessor
-
-    from ..evaluation import plain_vit
-    from ..modeling_mevit import MEViTForImageClassification
-    from .graphs import file_of_exit
-
+def _ways(checkpoint: str, exported: Path, directory: Path) -> list[Way]:
+    """All ways to run a model. Writes what is not there yet into `directory`."""
     model = MEViTForImageClassification.from_pretrained(checkpoint).eval()
-    files = {layer: exported / file_of_exit(layer, model.config.exit_layers) for layer in model.config.exit_layers}
-    plain_vit(model).save_pretrained(directory / "plain")
-    AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(directory / "plain")
-    main_export(str(directory / "plain"), directory / "plain_onnx", task="image-classification")
-    ways = {
-        ("plain ViT", "PyTorch"): ("torch", directory / "plain"),
-        ("plain ViT", "ONNX Runtime"): ("onnx", directory / "plain_onnx" / "model.onnx"),
-    }
-    for layer, file in files.items():
-        if not file.is_file():
-            continue
-        model.truncate(layer).save_pretrained(directory / f"exit_{layer}")
-        ways[f"MEViT_{layer}", "PyTorch"] = ("torch", directory / f"exit_{layer}")
-        ways[f"MEViT_{layer}", "ONNX Runtime"] = ("onnx", file)
+    plain = directory / "plain"
+    model.to_vit().save_pretrained(plain)
+    AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(plain)
+    main_export(str(plain), directory / "plain_onnx", task="image-classification")
+    ways = [
+        Way("plain ViT", "PyTorch", "torch", plain),
+        Way("plain ViT", "ONNX Runtime", "onnx", directory / "plain_onnx" / "model.onnx"),
+    ]
+    for layer in model.config.exit_layers:
+        file = exported / exit_file(layer, model.config.exit_layers).name
+        if file.is_file():
+            cut = directory / f"exit_{layer}"
+            model.truncate(layer).save_pretrained(cut)
+            ways += [
+                Way(f"MEViT_{layer}", "PyTorch", "torch", cut),
+                Way(f"MEViT_{layer}", "ONNX Runtime", "onnx", file),
+            ]
     model.save_pretrained(directory / "early_exit")
-    ways["early exit", "PyTorch"] = ("torch", directory / "early_exit")
-    ways["early exit", "ONNX Runtime"] = ("cascade", exported)
-    return ways
+    return [
+        *ways,
+        Way("early exit", "PyTorch", "torch", directory / "early_exit"),
+        Way("early exit", "ONNX Runtime", "cascade", exported),
+    ]
 
 
-def _load(kind: str, path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    """What runs a model on one image."""
-    if kind == "torch":
-        return _load_torch(path, threads)
-    if kind == "onnx":
-        return _load_onnx(path, threads)
-    from .cascade_mevit import Cascade
-
-    return Cascade(path, threads=threads)
-
-
-def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    import torch
-    from transformers import AutoModelForImageClassification
-
-    import modeling_mevit  # noqa: F401  registers the model
-
-    if threads:
-        torch.set_num_threads(threads)
-    model = AutoModelForImageClassification.from_pretrained(path).eval()
-
-    @torch.inference_mode()
-    def run(image: np.ndarray) -> Any:
-        return model(torch.from_numpy(image))
-
-    return run
+def _latencies(runs: Sequence[Callable[[np.ndarray], Any]], images: Sequence[np.ndarray]) -> np.ndarray:
+    """Milliseconds (runs, images), taken in turn, image by image, after some that do not count."""
+    warm_up = images[:WARM_UP]
+    milliseconds = np.empty((len(runs), len(warm_up) + len(images)))
+    for number, image in enumerate([*warm_up, *images]):
+        for place, run in enumerate(runs):
+            start = time.perf_counter()
+            run(image)
+            milliseconds[place, number] = 1000 * (time.perf_counter() - start)
+    return milliseconds[:, len(warm_up) :]
 
 
-def _load_onnx(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"pixel_values": image})
-
-
-def _size(kind: str, path: Path) -> int:
-    """Bytes of the weights and graphs that a way to run needs."""
-    if kind == "onnx":
-        return path.stat().st_size
-    patterns = ("stage_*.onnx", "rows_*.onnx") if kind == "cascade" else ("*.safetensors",)
-    return sum(file.stat().st_size for pattern in patterns for file in path.glob(pattern))
-
-
-def _joules(run: Callable[[np.ndarray], Any], images: list[np.ndarray], monitor: Any) -> float | None:
+def _joules(run: Callable[[np.ndarray], Any], images: Sequence[np.ndarray], monitor: Any) -> float | None:
     if monitor is None:
         return None
     monitor.begin_window("images")
     for image in images:
         run(image)
-    return _energy(monitor.end_window("images")) / len(images)
+    energy = _energy(monitor.end_window("images"))
+    return None if energy is None else energy / len(images)
 
 
 def _energy(measured: Any) -> float | None:
     """Joules of a window of zeus: of the board where it has a sensor (Jetson), else of GPUs and CPUs; or None."""
     of_board = getattr(getattr(measured, "soc_energy", None), "total_energy_mj", None)
     if of_board is not None:
-        return of_board / 1000
+        return float(of_board / 1000)
     parts = [*(measured.gpu_energy or {}).values(), *(measured.cpu_energy or {}).values()]
-    return sum(parts) if parts else None
+    return float(sum(parts)) if parts else None
 
 
-def _peak_memory(kind: str, path: Path, image: Path, threads: int, processes: int) -> float:
+def _peak_memory(way: Way, image: Path, threads: int) -> float:
     """MiB that a fresh process takes at most for loading and running, more than it held before; median of several."""
-    command = [sys.executable, str(Path(__file__).resolve()), kind, str(path), str(image), str(threads)]
-    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(processes)]
+    command = [
+        sys.executable,
+        str(Path(_memory_probe.__file__).resolve()),
+        way.kind,
+        str(way.path),
+        str(image),
+        str(threads),
+    ]
+    runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(MEMORY_PROCESSES)]
     return float(np.median([float(run.stdout.split()[-1]) for run in runs]))
-
-
-def _module(file: Path) -> ModuleType:
-    """A module from its file, without the package around it, which would import torch."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _fresh_process(kind: str, path: Path, image: Path, threads: int) -> None:
-    """What the fresh process does: imports, looks at its memory, loads, runs, and prints the difference."""
-    memory = _module(Path(__file__).parents[1] / "process_memory.py")
-    inputs = np.load(image)
-    if kind == "torch":
-        import transformers  # noqa: F401
-
-        import modeling_mevit  # noqa: F401
-
-        before, run = memory.resident(), _load_torch(path, threads)
-    elif kind == "onnx":
-        import onnxruntime  # noqa: F401
-
-        before, run = memory.resident(), _load_onnx(path, threads)
-    else:
-        runtime = _module(path / "cascade_mevit.py")
-        before, run = memory.resident(), runtime.Cascade(path, threads=threads)
-    for _ in range(3):
-        run(inputs)
-    print(memory.peak() - before)
-
-
-if __name__ == "__main__":
-    _fresh_process(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -7,81 +7,141 @@
 or, in a program:
 
     cascade = Cascade("DIRECTORY")
-    logits, exit_layer = cascade(cascade.preprocess(["image.jpg"]))
+    output = cascade(cascade.preprocess(["image.jpg"]))  # output.logits, output.exit_layer
 
-The directory holds cascade.json, which describes everything, and two graphs for each exit: a stage, from the exit
-before to the keys and values of this exit's layer, and its rows, which finish that layer for [CLS] first, and for the
-other tokens only where an image goes on.
+The directory holds config.json (labels, exit policy and thresholds), preprocessor_config.json, cascade.json (which
+lists the graphs), and two graphs for each exit: a stage, from the exit before to the keys and values of this exit's
+layer, and a query graph, which computes that layer for [CLS] first, and for the other tokens only where an image goes
+on.
+
+A copy of this file lies in every export, to run where the package is not installed. It keeps to Python 3.8, the one of
+JetPack 5 (JetPack 6 has 3.10), which the package itself does not support.
+
+B images, E exits, L labels, N tokens of width d, H heads.
 """
+
+from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime
 
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
+CLS, PATCHES = slice(0, 1), slice(1, None)  # tokens
+
+
+class CascadeOutput(NamedTuple):
+    """What a call of [`Cascade`] returns.
+
+    Args:
+        logits: (B, L), float32, of the exit that each image took.
+        exit_layer: (B,), int64, the layer of that exit.
+        borderline: (B,), bool, whether an image had, at an exit that it reached, a score within 1e-4 of its threshold.
+            Another runtime may let it leave at another exit.
+    """
+
+    logits: np.ndarray
+    exit_layer: np.ndarray
+    borderline: np.ndarray
+
+
+class Preprocessing(NamedTuple):
+    """What turns an image into pixel values: `resize` and `crop` as (height, width), or None, then the values."""
+
+    resize: tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale: float
+    mean: list[float]
+    std: list[float]
+
+
+class Tokens(NamedTuple):
+    """What a stage hands on: the exit layer's input (B, N, d), the same normed, keys and values (B, H, N, d/H)."""
+
+    hidden: np.ndarray
+    normed: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+
+    def select(self, samples: np.ndarray) -> Tokens:
+        """Those of some of the samples, by mask."""
+        return Tokens(*(array[samples] for array in self))
+
+    def query_inputs(self, tokens: slice) -> dict[str, np.ndarray]:
+        """What the query graph is fed, to compute the layer for some of the tokens."""
+        return {
+            "hidden_queries": np.ascontiguousarray(self.hidden[:, tokens]),
+            "normed_queries": np.ascontiguousarray(self.normed[:, tokens]),
+            "keys": self.keys,
+            "values": self.values,
+        }
 
 
 class Cascade:
-    """An exported cascade, whose later stages run on the images that go on alone.
+    """An exported cascade, whose later stages run only on the images that go on.
 
     Args:
         directory: of the export.
         providers: ONNX Runtime's execution providers, in order of preference, as names or (name, options); the CPU by
             default.
         threads: of one operator; ONNX Runtime's choice by default.
-
-    Attributes:
-        borderline: how many of the images that ran so far had, at an exit that they reached, a score within 1e-4 of
-            its threshold. Another runtime may let these leave at another exit.
+        config: what config.json holds, which is read by default.
 
     Raises:
-        ValueError: where a file is missing or cannot be read, or a provider is not installed.
+        ValueError: where a file is missing, damaged or of an older version, or a provider is not installed.
     """
 
-    def __init__(self, directory, providers=("CPUExecutionProvider",), threads=0):
-        directory = Path(directory)
-        description = directory / "cascade.json"
-        if not description.is_file():
-            raise ValueError(f"{directory} is no exported cascade; it has no cascade.json.")
-        self.config = json.loads(description.read_text(encoding="utf-8"))
-        providers = [providers] if isinstance(providers, str) else list(providers)
+    def __init__(
+        self,
+        directory: str | Path,
+        providers: str | Sequence[Any] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        config: dict[str, Any] | None = None,
+    ):
+        self.directory = Path(directory)
+        stages = read_stages(self.directory)
+        self.config = _read(self.directory, "config.json") if config is None else config
+        size = self.config["image_size"]
+        self.image_size = (size, size) if isinstance(size, int) else tuple(size)
+        # a config leaves out what it has by default: two labels of these names
+        names = self.config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+        self.labels = [names[number] for number in sorted(names, key=int)]
+        self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
+        self.exit_layers = [stage["exit_layer"] for stage in stages]
+
+        self._providers = [providers] if isinstance(providers, str) else list(providers)
         installed = onnxruntime.get_available_providers()
-        for provider in providers:
+        for provider in self._providers:
             name = provider if isinstance(provider, str) else provider[0]
             if name not in installed:
                 raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
-
         _share_one_allocator()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
         # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in stages]
 
-        def session(file):
-            try:
-                return onnxruntime.InferenceSession(str(directory / file), options, providers=providers)
-            except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
-                raise ValueError(f"{directory / file} is missing or damaged: {error}") from error
-
-        self.stages = [(session(stage["stage"]), session(stage["rows"])) for stage in self.config["stages"]]
-        self.exit_layers = [stage["exit_layer"] for stage in self.config["stages"]]
-        self.borderline = 0
-
-    def __call__(self, pixel_values, early_exit=None, exit_thresholds=None):
+    def __call__(
+        self,
+        pixel_values: np.ndarray,
+        early_exit: bool | None = None,
+        exit_thresholds: float | Sequence[float] | None = None,
+    ) -> CascadeOutput:
         """Classifies images.
 
         Args:
             pixel_values: (B, C, H, W), float32, as `preprocess` gives them.
-            early_exit: whether images leave early; what cascade.json says by default.
-            exit_thresholds: one number, or one for each exit but the last; the export's by default.
-
-        Returns:
-            logits (B, L), float32, of the exit that each image took, and exit_layer (B,), int64.
+            early_exit: whether images leave early; what the config says by default.
+            exit_thresholds: one number, or one for each exit but the last; the config's by default.
 
         Raises:
             ValueError: where images have another shape or type, or thresholds are missing, of the wrong number, NaN,
@@ -89,151 +149,209 @@ class Cascade:
         """
         pixel_values = self._checked(pixel_values)
         thresholds = self._thresholds(early_exit, exit_thresholds)
-        last = len(self.stages) - 1
-        labels_so_far = []  # of all images, for patience
-        logits_of_all = np.zeros((len(pixel_values), len(self.config["labels"])), dtype=np.float32)
+        logits = np.zeros((len(pixel_values), len(self.labels)), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
-        is_borderline = np.zeros(len(pixel_values), dtype=bool)
+        borderline = np.zeros(len(pixel_values), dtype=bool)
+        for place, (samples, exit_logits, scores) in enumerate(self._exits(pixel_values, thresholds)):
+            # images that go on are written again at their next exit
+            logits[samples], exit_layer[samples] = exit_logits, self.exit_layers[place]
+            if place < len(thresholds):
+                borderline[samples] |= np.abs(scores - thresholds[place]) < BORDERLINE
+        return CascadeOutput(logits, exit_layer, borderline)
 
-        def leaves(place, samples, answers):
-            logits = answers["logits"]
-            if place == last or thresholds is None:
-                mask = np.full(len(samples), place == last)
-            elif self.config["policy"] == "patience":
-                labels = np.full(len(pixel_values), -1)
-                labels[samples] = logits.argmax(-1)
-                labels_so_far.append(labels)
-                recent = labels_so_far[-self.config["patience"] :]
-                agree = np.all([earlier[samples] == labels[samples] for earlier in recent], axis=0)
-                mask = agree & (len(recent) == self.config["patience"])
-            else:
-                mask = answers["score"] < np.float32(thresholds[place])
-                is_borderline[samples] |= np.abs(answers["score"] - thresholds[place]) < BORDERLINE
-            logits_of_all[samples[mask]] = logits[mask]
-            exit_layer[samples[mask]] = self.exit_layers[place]
-            return mask
-
-        self._walk(pixel_values, leaves)
-        self.borderline += int(is_borderline.sum())
-        return logits_of_all, exit_layer
-
-    def every_exit(self, pixel_values):
-        """Runs images (B, C, H, W) to the end: logits (B, E, L) of every exit, and scores (B, E), or None.
+    def every_exit(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Runs images (B, C, H, W) to the end: logits (B, E, L) and scores (B, E) of every exit, float32.
 
         Raises:
             ValueError: where images have another shape or type.
         """
         pixel_values = self._checked(pixel_values)
-        has_scores = self.config["policy"] != "patience"
-        if not len(pixel_values):
-            exits = len(self.stages)
-            logits = np.zeros((0, exits, len(self.config["labels"])), dtype=np.float32)
-            return logits, np.zeros((0, exits), dtype=np.float32) if has_scores else None
-        given = []
+        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None)))
+        if not exits:  # no images
+            shape = (0, len(self.exit_layers))
+            return np.zeros((*shape, len(self.labels)), dtype=np.float32), np.zeros(shape, dtype=np.float32)
+        _, logits, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
+        return np.stack(logits, axis=1), np.stack(scores, axis=1)
 
-        def leaves(place, samples, answers):
-            given.append(answers)
-            return np.zeros(len(samples), dtype=bool)
+    def _exits(
+        self, pixel_values: np.ndarray, thresholds: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there.
 
-        self._walk(pixel_values, leaves)
-        logits = np.stack([answers["logits"] for answers in given], axis=1)
-        return logits, np.stack([answers["score"] for answers in given], axis=1) if has_scores else None
-
-    def _walk(self, pixel_values, leaves):
-        """Takes images from stage to stage. `leaves(place, samples, answers)` says which of them leave there."""
+        Yields:
+            At each exit that is reached: which images reach it (R,), their logits (R, L) and scores (R,).
+        """
         state = pixel_values
         samples = np.arange(len(state))  # which images are still in the batch
-        for place, (stage, rows) in enumerate(self.stages):
-            if not len(samples):
+        labels, streak = np.full(len(state), -1), np.zeros(len(state), dtype=np.int64)
+        if not len(samples):
+            return
+        for place, (stage, query) in enumerate(self.stages):
+            tokens = run_stage(stage, state)
+            answers = run(query, tokens.query_inputs(CLS))
+            predicted = answers["logits"].argmax(-1)
+            streak, labels = np.where(predicted == labels, streak + 1, 1), predicted
+            # patience is the only policy whose score depends on the exits before, so that no graph computes it
+            scores = answers["score"] if "score" in answers else _patience_score(streak, len(self.stages))
+            yield samples, answers["logits"], scores
+            if place == len(thresholds):
                 return
-            outputs = _run(stage, {stage.get_inputs()[0].name: state})
-            state = outputs.get("hidden_state", state)
-            normed, keys, values = outputs["normed"], outputs["keys"], outputs["values"]
-            answers = _run_rows(rows, state[:, :1], normed[:, :1], keys, values)
-            stays = ~leaves(place, samples, answers)
-            if place == len(self.stages) - 1 or not stays.any():
-                return
-            cls_row = answers["rows"]
-            if not stays.all():
-                samples, cls_row = samples[stays], cls_row[stays]
-                state, normed, keys, values = state[stays], normed[stays], keys[stays], values[stays]
-            patch_rows = _run_rows(rows, state[:, 1:], normed[:, 1:], keys, values)["rows"]
-            state = np.concatenate((cls_row, patch_rows), axis=1)
 
-    def preprocess(self, images):
+            leaves, cls = scores < thresholds[place], answers["outputs"]
+            if leaves.all():
+                return
+            if leaves.any():
+                stays = ~leaves
+                samples, labels, streak = samples[stays], labels[stays], streak[stays]
+                tokens, cls = tokens.select(stays), cls[stays]
+            patches = run(query, tokens.query_inputs(PATCHES))["outputs"]
+            state = np.concatenate((cls, patches), axis=1)
+
+    def preprocess(self, images: Sequence[Any]) -> np.ndarray:
         """Reads images (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
         from PIL import Image, ImageOps
 
-        settings = self.config["preprocessing"]
-        mean, std = (np.array(settings[name], dtype=np.float32)[:, None, None] for name in ("mean", "std"))
+        settings = self.preprocessing
+        mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (settings.mean, settings.std))
         batch = []
         for image in images:
             if not isinstance(image, Image.Image):
                 image = Image.open(image)
             image = ImageOps.exif_transpose(image).convert("RGB")
-            if settings["resize"]:
-                height, width = settings["resize"]
-                image = image.resize((width, height), resample=settings["resample"])
-            if settings["crop"]:
-                height, width = settings["crop"]
+            if settings.resize:
+                height, width = settings.resize
+                image = image.resize((width, height), resample=settings.resample)
+            if settings.crop:
+                height, width = settings.crop
                 left, top = (image.width - width) // 2, (image.height - height) // 2
                 image = image.crop((left, top, left + width, top + height))
-            pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings["rescale"])
+            pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(settings.rescale)
             batch.append((pixels - mean) / std)
         return np.stack(batch)
 
-    def _checked(self, pixel_values):
-        expected = (self.config["channels"], *self.config["image_size"])
+    def open(self, file: str) -> onnxruntime.InferenceSession:
+        """A graph of the export, to run with this cascade's providers and threads."""
+        try:
+            return onnxruntime.InferenceSession(str(self.directory / file), self._options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
+            raise ValueError(f"{self.directory / file} is missing or damaged: {error}") from error
+
+    def _checked(self, pixel_values: np.ndarray) -> np.ndarray:
+        expected = (self.config["num_channels"], *self.image_size)
         if not isinstance(pixel_values, np.ndarray) or pixel_values.dtype != np.float32:
             kind = getattr(pixel_values, "dtype", type(pixel_values).__name__)
-            raise ValueError(f"pixel_values are {kind}; allowed is a numpy array of float32.")
+            raise ValueError(f"pixel_values must be a numpy array of float32, got {kind}.")
         if pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
             raise ValueError(
-                f"pixel_values have shape {pixel_values.shape}; allowed is (B, {', '.join(map(str, expected))})."
+                f"pixel_values must have shape (B, {', '.join(map(str, expected))}), got {pixel_values.shape}."
             )
         return pixel_values
 
-    def _thresholds(self, early_exit, given):
-        """The thresholds of an early-exit run, [] for patience, None for a run to the end."""
-        calibrated = self.config["thresholds"]
-        is_patience = self.config["policy"] == "patience"
+    def _thresholds(self, early_exit: bool | None, given: float | Sequence[float] | None) -> np.ndarray:
+        """(E − 1,), float32: the thresholds of the early exits; below all scores where no image leaves early."""
+        num_early = len(self.exit_layers) - 1
         if early_exit is None:
             early_exit = self.config["early_exit"]
         if not early_exit:
             if given is not None:
-                raise ValueError("exit_thresholds are for early_exit=True; without it no image leaves early.")
-            return None
-        if is_patience:
-            if given is not None:
-                raise ValueError("exit_thresholds have no meaning under the policy 'patience'.")
-            return []
-        given = calibrated if given is None else given
+                raise ValueError("exit_thresholds need early_exit=True; without it no image leaves early.")
+            return np.full(num_early, -np.inf, dtype=np.float32)
+        given = self.config["exit_thresholds"] if given is None else given
         if given is None:
             raise ValueError("early exit needs exit_thresholds; neither the call nor the export has any.")
-        early = len(self.stages) - 1
-        thresholds = [float(given)] * early if np.isscalar(given) else [float(one) for one in given]
-        if len(thresholds) != early:
-            raise ValueError(f"{len(thresholds)} exit_thresholds do not fit {early} early exits.")
-        if any(np.isnan(thresholds)):
-            raise ValueError(f"exit_thresholds={thresholds} hold NaN, which no score is under.")
-        return thresholds
+        thresholds = np.asarray(given, dtype=np.float32)
+        if thresholds.shape not in ((), (num_early,)):
+            raise ValueError(f"exit_thresholds must be one number or {num_early}, got {given}.")
+        if np.isnan(thresholds).any():
+            raise ValueError(f"exit_thresholds must be numbers, got {given}.")
+        return np.broadcast_to(thresholds, num_early)
 
 
-def _run(session, inputs):
+def read_stages(directory: Path) -> list[dict[str, Any]]:
+    """The graphs of an exported cascade: `exit_layer`, the files `stage` and `query`, and the `cost` of leaving there.
+
+    Raises:
+        ValueError: where cascade.json is missing, or of an older version.
+    """
+    description = _read(directory, "cascade.json")
+    stages: list[dict[str, Any]] = description["stages"]
+    if "thresholds" in description or any("query" not in stage for stage in stages):
+        raise ValueError(
+            f"{directory} was exported by an older version; export the checkpoint again with `mevit export`."
+        )
+    return stages
+
+
+def read_preprocessing(config: dict[str, Any], image_size: tuple[int, ...]) -> Preprocessing:
+    """What an image processor does, from its preprocessor_config.json.
+
+    Args:
+        config: what that file holds.
+        image_size: height and width that the model needs.
+
+    Raises:
+        ValueError: where it resizes or crops otherwise than to a height and width, or its images are of another size.
+    """
+
+    def height_and_width(name: str) -> tuple[int, int]:
+        given = config[name]
+        if set(given) != {"height", "width"}:
+            raise ValueError(f"the image processor's {name} must be height and width, got {given}.")
+        return given["height"], given["width"]
+
+    resize = height_and_width("size") if config.get("do_resize") else None
+    crop = height_and_width("crop_size") if config.get("do_center_crop") else None
+    if (crop or resize) != image_size:
+        raise ValueError(
+            f"the image processor must make images of {image_size}, which the model needs, got {crop or resize}."
+        )
+    channels = 3
+    normalizes = config.get("do_normalize")
+    return Preprocessing(
+        resize=resize,
+        resample=int(config["resample"]),
+        crop=crop,
+        rescale=config["rescale_factor"] if config.get("do_rescale") else 1.0,
+        mean=list(config["image_mean"]) if normalizes else [0.0] * channels,
+        std=list(config["image_std"]) if normalizes else [1.0] * channels,
+    )
+
+
+def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs a graph: output name → value."""
     names = [output.name for output in session.get_outputs()]
-    values = session.run(names, inputs)
-    return {name: values[place] for place, name in enumerate(names)}
+    return dict(zip(names, session.run(names, inputs)))  # noqa: B905  Python 3.8 has no strict
 
 
-def _run_rows(session, hidden_rows, normed_rows, keys, values):
-    rows = {"hidden_rows": np.ascontiguousarray(hidden_rows), "normed_rows": np.ascontiguousarray(normed_rows)}
-    return _run(session, {**rows, "keys": keys, "values": values})
+def stage_inputs(session: onnxruntime.InferenceSession, state: np.ndarray) -> dict[str, np.ndarray]:
+    """What a stage is fed: pixel values (B, C, H, W) if it is the first, else tokens (B, N, d) of the exit before."""
+    return {session.get_inputs()[0].name: state}
+
+
+def run_stage(session: onnxruntime.InferenceSession, state: np.ndarray) -> Tokens:
+    """Runs a stage up to its exit's layer."""
+    outputs = run(session, stage_inputs(session, state))
+    # between neighbouring exits there is no layer, and the stage does not repeat its input
+    return Tokens(outputs.get("hidden_state", state), outputs["normed"], outputs["keys"], outputs["values"])
+
+
+def _patience_score(streak: np.ndarray, num_exits: int) -> np.ndarray:
+    """1 − streak / E, float32, of how many exits in a row predict the same label."""
+    return np.float32(1) - streak.astype(np.float32) / np.float32(num_exits)
+
+
+def _read(directory: Path, name: str) -> dict[str, Any]:
+    file = directory / name
+    if not file.is_file():
+        raise ValueError(f"{directory} is not a finished export of a cascade; it has no {name}.")
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
 
 
 _allocator_is_shared = False
 
 
-def _share_one_allocator():
+def _share_one_allocator() -> None:
     """One CPU memory arena for all sessions of the process, where each would keep its own."""
     global _allocator_is_shared
     if _allocator_is_shared:
@@ -249,25 +367,21 @@ def _share_one_allocator():
     _allocator_is_shared = True
 
 
-def main(arguments):
+def main(arguments: list[str]) -> None:
     """Prints label, probability and exit layer of each image file."""
     if len(arguments) < 2:
         sys.exit("usage: python cascade_mevit.py DIRECTORY image.jpg …")
     directory, *files = arguments
     try:
         cascade = Cascade(directory)
-    except ValueError as error:
+        for file in files:
+            output = cascade(cascade.preprocess([file]))
+            probabilities = np.exp(output.logits[0] - output.logits[0].max())
+            probabilities /= probabilities.sum()
+            label = int(probabilities.argmax())
+            print(f"{file}\t{cascade.labels[label]}\t{probabilities[label]:.3f}\texit {output.exit_layer[0]}")
+    except (ValueError, OSError) as error:  # OSError also of a file that is not an image
         sys.exit(f"cascade_mevit.py: error: {error}")
-    for file in files:
-        try:
-            pixel_values = cascade.preprocess([file])
-        except OSError as error:  # also of a file that is no image
-            sys.exit(f"cascade_mevit.py: error: {error}")
-        logits, exit_layer = cascade(pixel_values)
-        probabilities = np.exp(logits[0] - logits[0].max())
-        probabilities /= probabilities.sum()
-        label = int(probabilities.argmax())
-        print(f"{file}\t{cascade.config['labels'][label]}\t{probabilities[label]:.3f}\texit {exit_layer[0]}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,17 @@ from optimum.exporters.onnx import export_models, validate_model_outputs
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ..calibration import Certificate
-from ..cost import dynamic_exit_costs
-from ..data import height_and_width
+from ..configuration_mevit import MEViTConfig
+from ..early_exit.cost import dynamic_exit_costs
 from ..modeling_mevit import MEViTForImageClassification
+from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
-from .graphs import ExitGraph, Graph, QueryGraph, StageGraph, file_of_exit
-from .quantize import Quantization
+from .graphs import GraphFile, build_graph, cascade_files, exit_file
+from .quantize import PrecisionReport, Quantization, lower_precision
 
 
 TOLERANCE = 1e-4  # of float32 outputs, absolute
-OPSETS = range(17, 24)
-DEFAULT_OPSET = 18
+OPSET = 18
 
 
 class ExportError(ValueError):
@@ -41,12 +41,35 @@ class Export:
     Args:
         directory: of the files.
         files: name → size in bytes, of every graph.
-        recalibrated: what choosing the thresholds anew gave in a lower precision, None where it was not done.
+        report: what lowering the precision did; None for float32.
     """
 
     directory: Path
     files: dict[str, int]
-    recalibrated: Certificate | None = None
+    report: PrecisionReport | None = None
+
+    @property
+    def lost_early_exit(self) -> bool:
+        """Whether the thresholds could not be chosen anew in a lower precision, so that early exit is off."""
+        calibration = self.report.calibration if self.report else None
+        return calibration is not None and calibration.operating_point is None
+
+    def __str__(self) -> str:
+        """Files and sizes; with a lower precision, what it costs in accuracy and which thresholds it has now."""
+        lines = [f"{size / 1e6:9.2f} MB  {name}" for name, size in self.files.items()]
+        if self.report:
+            precision = self.report.precision
+            made_for = f", made for {self.report.target}" if self.report.target else ""
+            lines += [
+                f"{name}: accuracy {before:.1%} in float32, {after:.1%} in {precision}{made_for}"
+                for name, (before, after) in self.report.accuracy.items()
+            ]
+        lines.append(f"Everything is in {self.directory}; each float32 file gave what PyTorch gives.")
+        if self.report and self.report.calibration:
+            lines.append(str(self.report.calibration))
+        if self.lost_early_exit:
+            lines.append(f"Early exit is off in {self.directory}.")
+        return "\n".join(lines)
 
 
 def export(
@@ -57,14 +80,13 @@ def export(
     exits: list[int] | None = None,
     cascade: bool = False,
     early_exit: bool = True,
-    opset: int = DEFAULT_OPSET,
     quantization: Quantization | None = None,
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
     Everything is written to `output.partial` and renamed when every file gave the same outputs as PyTorch, within
     1e-4; where one did not, it is renamed to `output.failed`. An export that is interrupted is removed; what is left
-    of one that was killed has no config, so that it does not load.
+    of one that was killed has no config.json, so that it does not load.
 
     Args:
         model: in float32.
@@ -73,74 +95,70 @@ def export(
         exits: exit layers to export a file for; all by default.
         cascade: whether to export the chain of stages too.
         early_exit: whether the cascade leaves early unless told otherwise, by the thresholds of the model's config.
-        opset: of ONNX.
         quantization: what to lower the precision with, once the float32 files are right.
 
     Raises:
-        ValueError: where the model has not what is asked for, the runtime cannot prepare images as the image
-            processor does, or `output` holds something.
+        ValueError: where the model lacks what is asked for, the runtime cannot prepare images as the image processor
+            does, or `output` is not empty.
         ExportError: where a file's outputs differ from PyTorch's.
     """
     output = Path(output).resolve()
-    config = model.config
+    config = copy.deepcopy(model.config)
     exits = list(config.exit_layers) if exits is None else sorted(set(exits))
-    unknown = [layer for layer in exits if layer not in config.exit_layers]
-    if unknown or not exits:
-        raise ValueError(f"exits={exits} are not all exits of this model; it has {config.exit_layers}.")
-    if opset not in OPSETS:
-        raise ValueError(f"opset={opset} cannot be exported; allowed are {OPSETS.start} to {OPSETS.stop - 1}.")
+    if not exits or not set(exits) <= set(config.exit_layers):
+        raise ValueError(f"exits must be some of the model's, {config.exit_layers}, got {exits}.")
     if cascade:
-        preprocessing_of(image_processor, height_and_width(config.image_size))  # says what it cannot do
+        check_preprocessing(image_processor, config)
         if len(config.exit_layers) < 2:
-            raise ValueError(f"the model has one exit only, {config.exit_layers}; a cascade needs an early one.")
-    if cascade and early_exit:
-        config.resolve_exit_thresholds()  # says that it has none
-        if quantization and config.exit_policy != "patience" and config.calibration is None:
             raise ValueError(
-                "the thresholds were set by hand, and scores move in a lower precision; "
-                "calibrate the model first, or export without early exit."
+                f"a cascade needs at least two exits; the model has one, on layer {config.exit_layers[0]}."
             )
+        if early_exit:
+            config.resolve_exit_thresholds()  # says that there are none
+            if quantization and config.calibration is None:
+                raise ValueError(
+                    "the thresholds were set by hand, and scores move in a lower precision; calibrate the model, or "
+                    "export it without early exit."
+                )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty.")
 
     model = model.float().cpu().eval()
-    graphs: dict[str, Graph] = {file_of_exit(layer, config.exit_layers): ExitGraph(model, layer) for layer in exits}
+    files = [exit_file(layer, config.exit_layers) for layer in exits]
     if cascade:
-        for layer in config.exit_layers:
-            graphs[f"stage_{layer}.onnx"] = StageGraph(model, layer)
-            graphs[f"rows_{layer}.onnx"] = QueryGraph(model, layer)
-
-    def write(directory: Path) -> Certificate | None:
-        written, recalibrated = copy.deepcopy(config), None
-        _export_and_compare(graphs, directory, opset)
+        config.early_exit = early_exit
+        files += [file for layer in config.exit_layers for file in cascade_files(layer)]
+    report = None
+    with atomic_directory(output) as directory:
+        for file in files:
+            export_and_compare(model, file, directory)
+        image_processor.save_pretrained(directory)
         if cascade:
-            description = cascade_description(model, image_processor, early_exit)
-            (directory / "cascade.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            _write_json(directory / "cascade.json", cascade_description(config, quantization))
             shutil.copy(cascade_mevit.__file__, directory)
-            runtime = cascade_mevit.Cascade(directory)
+            runtime = cascade_mevit.Cascade(directory, config=config.to_dict())
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
         if quantization:
-            recalibrated = quantization.apply(directory, written)
-        image_processor.save_pretrained(directory)
-        written.save_pretrained(directory)
-        return recalibrated
-
-    recalibrated = write_whole(output, write)
-    return Export(output, {name: (output / name).stat().st_size for name in graphs}, recalibrated)
+            report = lower_precision(directory, files, config, quantization)
+            _write_json(directory / "precision.json", report.to_dict())
+        config.early_exit = config.early_exit and early_exit
+        config.save_pretrained(directory)  # the last, since without it nothing loads
+    return Export(output, {file.name: (output / file.name).stat().st_size for file in files}, report)
 
 
-def write_whole(output: Path, write: Callable[[Path], Any]) -> Any:
-    """Calls `write` with `output.partial` and renames it to `output` at its end; returns what it returned.
+@contextmanager
+def atomic_directory(output: Path) -> Iterator[Path]:
+    """A directory `output.partial` to write to, which is renamed to `output` at the end.
 
-    After an [`ExportError`] it is renamed to `output.failed`, after anything else that stops `write` removed.
+    After an [`ExportError`] it is renamed to `output.failed`, after anything else that stops the writing removed.
     """
     partial, failed = (output.with_name(f"{output.name}.{state}") for state in ("partial", "failed"))
     for left_over in (partial, failed):
         shutil.rmtree(left_over, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        result = write(partial)
+        yield partial
     except ExportError as error:
         partial.rename(failed)
         raise ExportError(f"{error} What was written is in {failed}.") from error
@@ -150,73 +168,42 @@ def write_whole(output: Path, write: Callable[[Path], Any]) -> Any:
     if output.exists():
         output.rmdir()  # empty, or this fails
     partial.rename(output)
-    return result
 
 
-def cascade_description(
-    model: MEViTForImageClassification, image_processor: BaseImageProcessor, early_exit: bool
-) -> dict[str, Any]:
-    """What `cascade.json` holds: all that the runtime has to know."""
-    config = model.config
-    costs = dynamic_exit_costs(config)
-    height, width = height_and_width(config.image_size)
-    has_thresholds = config.exit_thresholds is not None and config.exit_policy != "patience"
-    return {
-        "stages": [
-            {
-                "exit_layer": layer,
-                "stage": f"stage_{layer}.onnx",
-                "rows": f"rows_{layer}.onnx",
-                "cost": costs[layer],
-                **{
-                    f"{direction}_of_{kind}": list(getattr(graph, f"axes_of_{direction}"))
-                    for kind, graph in (("stage", StageGraph(model, layer)), ("rows", QueryGraph(model, layer)))
-                    for direction in ("inputs", "outputs")
-                },
-            }
-            for layer in config.exit_layers
-        ],
-        "policy": config.exit_policy,
-        "thresholds": config.resolve_exit_thresholds() if has_thresholds else None,
-        "patience": config.patience,
-        "early_exit": early_exit,
-        "calibration": config.calibration,
-        "labels": [config.id2label[label] for label in range(config.num_labels)],
-        "channels": config.num_channels,
-        "image_size": [height, width],
-        "preprocessing": preprocessing_of(image_processor, (height, width)),
-    }
-
-
-def preprocessing_of(image_processor: BaseImageProcessor, size: tuple[int, int]) -> dict[str, Any]:
-    """What the runtime does to an image: `resize` and `crop` (height and width, or None), then the values.
+def export_and_compare(model: MEViTForImageClassification, file: GraphFile, directory: Path) -> None:
+    """Exports one graph with Optimum, and compares the file's outputs with the graph's on the same input.
 
     Raises:
-        ValueError: where the image processor does something else, or its images are not of the model's `size`.
+        ExportError: where they differ by more than 1e-4.
     """
+    graph = build_graph(model, file)
+    module, onnx_config = graph.module.eval(), graph.onnx_config()
+    _, (outputs,) = export_models({file.name: (module, onnx_config)}, directory, opset=OPSET, output_names=[file.name])
+    try:
+        validate_model_outputs(
+            onnx_config, module, directory / file.name, outputs, atol=TOLERANCE, use_subprocess=False
+        )
+    except Exception as error:  # Optimum has a class for each kind of difference
+        raise ExportError(f"{file.name} differs from PyTorch: {' '.join(str(error).split())}") from error
 
-    def sides(name: str) -> list[int]:
-        given = dict(getattr(image_processor, name))
-        if set(given) != {"height", "width"}:
-            raise ValueError(
-                f"the image processor's {name}={given} cannot be exported with a cascade; it needs height and width."
-            )
-        return [given["height"], given["width"]]
 
-    resize = sides("size") if image_processor.do_resize else None
-    crop = sides("crop_size") if getattr(image_processor, "do_center_crop", False) else None
-    if (crop or resize) != list(size):
-        raise ValueError(f"the image processor makes images of {crop or resize}; the model needs {list(size)}.")
-    channels = 3
-    normalizes = image_processor.do_normalize
+def cascade_description(config: MEViTConfig, quantization: Quantization | None) -> dict[str, Any]:
+    """What `cascade.json` holds: the graphs. The runtime finds the rest in the model's and the processor's config."""
+    costs = dynamic_exit_costs(config)
+    stages = []
+    for layer in config.exit_layers:
+        stage, query = cascade_files(layer)
+        stages.append({"exit_layer": layer, "stage": stage.name, "query": query.name, "cost": costs[layer]})
     return {
-        "resize": resize,
-        "resample": int(image_processor.resample),
-        "crop": crop,
-        "rescale": image_processor.rescale_factor if image_processor.do_rescale else 1.0,
-        "mean": list(image_processor.image_mean) if normalizes else [0.0] * channels,
-        "std": list(image_processor.image_std) if normalizes else [1.0] * channels,
+        "precision": quantization.precision if quantization else "float32",
+        "target": quantization.target if quantization else None,
+        "stages": stages,
     }
+
+
+def check_preprocessing(image_processor: BaseImageProcessor, config: MEViTConfig) -> None:
+    """Raises a `ValueError` where the runtime cannot do what the image processor does."""
+    cascade_mevit.read_preprocessing(json.loads(image_processor.to_json_string()), to_2tuple(config.image_size))
 
 
 def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_mevit.Cascade) -> None:
@@ -228,61 +215,57 @@ def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_
     pixels = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = np.asarray(image_processor(image, return_tensors="np")["pixel_values"])
-    settings = cascade.config["preprocessing"]
-    grey_level = settings["rescale"] / min(settings["std"])
+    settings = cascade.preprocessing
+    grey_level = settings.rescale / min(settings.std)
     difference = np.abs(cascade.preprocess([image]) - expected).mean()
     if not difference <= grey_level / 2:
         raise ExportError(
-            f"the runtime prepares images otherwise than the image processor: they differ by "
-            f"{difference / grey_level:.1f} grey levels on average."
+            f"the runtime must prepare images as the image processor does; they differ by "
+            f"{difference / grey_level:.1f} grey levels on average, allowed is 0.5."
         )
 
 
 @torch.no_grad()
-def compare_cascade(
-    model: MEViTForImageClassification, cascade: cascade_mevit.Cascade, tolerance: float = TOLERANCE
-) -> None:
+def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.Cascade) -> None:
     """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where images leave.
 
     They leave under thresholds in the midst of their scores, so that some go on at every exit.
 
     Raises:
-        ExportError: where logits differ by more than `tolerance`, or an image leaves elsewhere, unless one of its
-            scores is borderline.
+        ExportError: where logits differ by more than 1e-4, or an image leaves elsewhere, unless one of its scores is
+            borderline.
     """
     config = model.config
     generator = torch.Generator().manual_seed(0)
     # not the batch size that the graphs were traced with
-    pixel_values = torch.randn(8, config.num_channels, *height_and_width(config.image_size), generator=generator)
-    outputs = model(pixel_values, early_exit=False)
-    expected = outputs.exit_logits.numpy()  # (B, E, L)
+    pixel_values = torch.randn(8, config.num_channels, *to_2tuple(config.image_size), generator=generator)
+    expected = model(pixel_values, early_exit=False)
     logits, _ = cascade.every_exit(pixel_values.numpy())
-    differences = np.abs(logits - expected).max((0, 2))
-    for layer, difference in zip(model.config.exit_layers, differences, strict=True):
-        if not difference <= tolerance:
+    differences = np.abs(logits - expected.exit_logits.numpy()).max((0, 2))
+    for layer, difference in zip(config.exit_layers, differences, strict=True):
+        if not difference <= TOLERANCE:
             raise ExportError(
                 f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e}; "
-                f"allowed is {tolerance}."
+                f"allowed is {TOLERANCE}."
             )
-    thresholds, borderline = None, np.zeros(len(pixel_values), dtype=bool)
-    if config.exit_policy != "patience":
-        scores = outputs.exit_scores[:, :-1].double().numpy()
-        thresholds = np.median(scores, axis=0).tolist()
-        borderline = (np.abs(scores - thresholds) < cascade_mevit.BORDERLINE).any(1)
-    elsewhere = (
-        cascade(pixel_values.numpy(), early_exit=True, exit_thresholds=thresholds)[1]
-        != model(pixel_values, early_exit=True, exit_thresholds=thresholds).exit_layer.numpy()
-    ) & ~borderline
+    thresholds = _midway(expected.exit_scores[:, :-1].double().numpy())
+    output = cascade(pixel_values.numpy(), early_exit=True, exit_thresholds=thresholds)
+    exit_layer = model(pixel_values, early_exit=True, exit_thresholds=thresholds).exit_layer.numpy()
+    elsewhere = (output.exit_layer != exit_layer) & ~output.borderline
     if elsewhere.any():
         raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} images leave the cascade at another exit.")
 
 
-def _export_and_compare(graphs: dict[str, Graph], directory: Path, opset: int) -> None:
-    """Exports all graphs with Optimum, and compares each file's outputs with the graph's on the same input."""
-    pairs = {name: (graph.eval(), graph.onnx_config()) for name, graph in graphs.items()}
-    _, output_names = export_models(pairs, directory, opset=opset, output_names=list(pairs))
-    for (name, (graph, onnx_config)), outputs in zip(pairs.items(), output_names, strict=True):
-        try:
-            validate_model_outputs(onnx_config, graph, directory / name, outputs, atol=TOLERANCE, use_subprocess=False)
-        except Exception as error:  # Optimum has a class for each kind of difference
-            raise ExportError(f"{name} differs from PyTorch: {' '.join(str(error).split())}") from error
+def _midway(scores: np.ndarray) -> list[float]:
+    """For each early exit, a threshold midway between two of its scores (B, E − 1), half of which are under it."""
+    thresholds = []
+    for given in scores.T:
+        values = np.unique(given)
+        middle = len(values) // 2
+        # a single value, which every image has at the first exit under patience: none leaves
+        thresholds.append(float(values[middle - 1 : middle + 1].mean()) if middle else float(values[0]) - 1)
+    return thresholds
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,158 +1,176 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs that are exported, as modules around the trained ones, each with its Optimum config.
+"""The graphs that are exported: modules that hold trained ones, each with its inputs, outputs and Optimum config.
 
 One graph for a model cut at an exit: images in, logits and score out. And for the cascade two graphs for each exit
-k, so that each weight lies in one graph only:
+k, so that each weight lies in one of them only:
 
 - stage: from what the exit before left (or from the images) through the layers in between, to the keys and values of
   layer k for all tokens;
-- rows: layer k's output for some rows of tokens, and the exit's logits and score from the first of them. It is run on
+- query: layer k's output for some query tokens, and the exit's logits and score from the first of them. It is run on
   [CLS] first, and then on the other tokens of the images that go on.
 
-B images, N tokens of width d, R of them as rows, H heads.
+B images, N tokens of width d, Q of them as queries, H heads.
 """
 
 import copy
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from optimum.exporters.onnx.model_configs import ViTOnnxConfig
 from torch import Tensor, nn
 
-from ..data import height_and_width
-from ..encoder_layer_mevit import encoder_layers, project_keys_values, layer_outputs
-from ..exit_policy_mevit import SCORES, exit_scores
-from ..modeling_mevit import MEViTForImageClassification, patch_grid
+from ..configuration_mevit import MEViTConfig
+from ..encoder_layer_mevit import encoder_layers, layer_outputs, project_keys_values
+from ..exit_policy_mevit import exit_scores
+from ..modeling_mevit import MEViTForImageClassification
+from ..vit_backbone_mevit import patch_grid, to_2tuple
 
 
 DUMMY_BATCH = 3
+BATCH = {0: "batch_size"}
+BATCH_AND_QUERIES = {0: "batch_size", 1: "queries"}
+
+Axes = dict[str, dict[int, str]]  # of each input or output, which dimensions may vary
 
 
-def file_of_exit(exit_layer: int, exit_layers: list[int]) -> str:
-    """Name of the file of the model cut at an exit; the last exit's is what Optimum looks for by default."""
-    return "model.onnx" if exit_layer == exit_layers[-1] else f"exit_{exit_layer}.onnx"
+@dataclass(frozen=True)
+class GraphFile:
+    """A file of an export, and what is in it: the model cut at an exit, or that exit's stage or query graph."""
+
+    kind: Literal["exit", "stage", "query"]
+    exit_layer: int
+    name: str
 
 
-class Graph(nn.Module):
-    """Something to export: its inputs and outputs with their dynamic axes, and inputs to trace and compare it with."""
+def exit_file(exit_layer: int, exit_layers: list[int]) -> GraphFile:
+    """The file of the model cut at an exit; the last exit's has the name that Optimum looks for by default."""
+    is_last = exit_layer == exit_layers[-1]
+    return GraphFile("exit", exit_layer, "model.onnx" if is_last else f"exit_{exit_layer}.onnx")
 
-    def __init__(self, model: MEViTForImageClassification):
-        super().__init__()
-        self.config = copy.deepcopy(model.config)  # exporting sets fields of it
-        self.has_score = model.config.exit_policy in SCORES
-        rows, columns = patch_grid(model.config)
-        self.tokens = rows * columns + 1
 
-    @property
-    def axes_of_inputs(self) -> dict[str, dict[int, str]]:
-        raise NotImplementedError
+def cascade_files(exit_layer: int) -> tuple[GraphFile, GraphFile]:
+    """An exit's stage and query graph."""
+    return (
+        GraphFile("stage", exit_layer, f"stage_{exit_layer}.onnx"),
+        GraphFile("query", exit_layer, f"query_{exit_layer}.onnx"),
+    )
 
-    @property
-    def axes_of_outputs(self) -> dict[str, dict[int, str]]:
-        raise NotImplementedError
 
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+@dataclass(frozen=True)
+class Graph:
+    """Something to export.
+
+    Args:
+        module: in eval mode; called with the inputs by name, it returns the outputs by name.
+        inputs: their dynamic axes.
+        outputs: their dynamic axes.
+        dummy_inputs: inputs to trace it and to compare it with.
+    """
+
+    module: nn.Module
+    inputs: Axes
+    outputs: Axes
+    dummy_inputs: dict[str, Tensor]
 
     def onnx_config(self) -> "GraphOnnxConfig":
         return GraphOnnxConfig(self)
 
-    def _images(self) -> Tensor:
-        return torch.randn(DUMMY_BATCH, self.config.num_channels, *height_and_width(self.config.image_size))
 
-    def _states(self, tokens: int) -> Tensor:
-        return torch.randn(DUMMY_BATCH, tokens, self.config.hidden_size)
-
-    def _heads(self) -> Tensor:
-        heads = self.config.num_attention_heads
-        return torch.randn(DUMMY_BATCH, heads, self.tokens, self.config.hidden_size // heads)
-
-    def _answers(self) -> dict[str, dict[int, str]]:
-        batch = {0: "batch_size"}
-        return {"logits": batch, "score": batch} if self.has_score else {"logits": batch}
-
-
-class GraphOnnxConfig(ViTOnnxConfig):
+class GraphOnnxConfig(ViTOnnxConfig):  # type: ignore[misc]
     """Optimum's config of a ViT, with the inputs and outputs of one of our graphs."""
 
     def __init__(self, graph: Graph):
-        super().__init__(graph.config, task="image-classification")
+        super().__init__(graph.module.config, task="image-classification")
         self._graph = graph
 
     @property
-    def inputs(self) -> dict[str, dict[int, str]]:
-        return self._graph.axes_of_inputs
+    def inputs(self) -> Axes:
+        return self._graph.inputs
 
     @property
-    def outputs(self) -> dict[str, dict[int, str]]:
-        return self._graph.axes_of_outputs
+    def outputs(self) -> Axes:
+        return self._graph.outputs
 
-    def generate_dummy_inputs(self, framework: str = "pt", **kwargs) -> dict:
-        inputs = self._graph.dummy_inputs()
-        return inputs if framework == "pt" else {name: value.numpy() for name, value in inputs.items()}
-
-
-class ExitGraph(Graph):
-    """The model cut at an exit: `pixel_values` (B, C, H, W) → `logits` (B, L) and, for some policies, `score` (B,)."""
-
-    def __init__(self, model: MEViTForImageClassification, exit_layer: int):
-        super().__init__(model)
-        self.model = model.truncate(exit_layer)
-
-    @property
-    def axes_of_inputs(self) -> dict[str, dict[int, str]]:
-        return {"pixel_values": {0: "batch_size"}}
-
-    @property
-    def axes_of_outputs(self) -> dict[str, dict[int, str]]:
-        return self._answers()
-
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        return {"pixel_values": self._images()}
-
-    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        outputs = self.model(pixel_values, early_exit=False)
-        answers = {"logits": outputs.logits}
-        if self.has_score:
-            answers["score"] = outputs.exit_scores[:, 0]
-        return answers
+    def generate_dummy_inputs(self, framework: str = "pt", **kwargs: Any) -> dict[str, Any]:
+        inputs = self._graph.dummy_inputs
+        return dict(inputs) if framework == "pt" else {name: value.numpy() for name, value in inputs.items()}
 
 
-class StageGraph(Graph):
-    """Layers from one exit to the next: `previous` (B, N, d), or `pixel_values`, → what the exit's layer needs.
+def build_graph(model: MEViTForImageClassification, file: GraphFile) -> Graph:
+    """What a file of an export holds, from the trained model, whose weights it shares or copies."""
+    return {"exit": _exit_graph, "stage": _stage_graph, "query": _query_graph}[file.kind](model, file.exit_layer)
+
+
+def _exit_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
+    """`pixel_values` (B, C, H, W) → `logits` (B, L) and, unless the policy is patience, `score` (B,)."""
+    module = ExitModule(model, exit_layer)
+    return Graph(module, {"pixel_values": BATCH}, _answers(model.config), {"pixel_values": _images(model.config)})
+
+
+def _stage_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
+    """`pixel_values`, or `previous` (B, N, d), that the exit before left → what the exit's layer needs.
 
     Outputs: `normed` (B, N, d), the input of the exit's layer after its norm; `keys` and `values` (B, H, N, d/H); and
     `hidden_state` (B, N, d), that input before its norm, unless it is `previous` itself (neighbouring exits).
     """
+    module = StageModule(model, exit_layer)
+    outputs = {name: BATCH for name in ("normed", "keys", "values")}
+    if module.changes_state:
+        outputs = {"hidden_state": BATCH, **outputs}
+    if module.embeddings is not None:
+        return Graph(module, {"pixel_values": BATCH}, outputs, {"pixel_values": _images(model.config)})
+    return Graph(module, {"previous": BATCH}, outputs, {"previous": _states(model.config, _num_tokens(model.config))})
+
+
+def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
+    """`hidden_queries` and `normed_queries` (B, Q, d), `keys` and `values` (B, H, N, d/H) → `outputs` (B, Q, d).
+
+    And `logits` (B, L) and, unless the policy is patience, `score` (B,) of the exit, which are meaningful where the
+    first query is [CLS].
+    """
+    config = model.config
+    tokens, heads = _num_tokens(config), config.num_attention_heads
+    inputs = {"hidden_queries": BATCH_AND_QUERIES, "normed_queries": BATCH_AND_QUERIES, "keys": BATCH, "values": BATCH}
+    dummies = {name: _states(config, tokens - 1) for name in ("hidden_queries", "normed_queries")}
+    for name in ("keys", "values"):
+        dummies[name] = torch.randn(DUMMY_BATCH, heads, tokens, config.hidden_size // heads)
+    return Graph(QueryModule(model, exit_layer), inputs, {"outputs": BATCH_AND_QUERIES, **_answers(config)}, dummies)
+
+
+class ExitModule(nn.Module):
+    """The model cut at an exit."""
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
-        super().__init__(model)
-        exit_layers = model.config.exit_layers
-        place = exit_layers.index(exit_layer)
-        start = exit_layers[place - 1] if place else 0
+        super().__init__()
+        self.config = copy.deepcopy(model.config)  # exporting sets fields of it
+        self.model = model.truncate(exit_layer).eval()
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        outputs = self.model(pixel_values, early_exit=False)
+        answers = {"logits": outputs.logits}
+        if _has_score(self.config):
+            answers["score"] = outputs.exit_scores[:, 0]
+        return answers
+
+
+class StageModule(nn.Module):
+    """The layers from one exit to the next, without what the next one's query graph computes."""
+
+    def __init__(self, model: MEViTForImageClassification, exit_layer: int):
+        super().__init__()
+        self.config = copy.deepcopy(model.config)
+        place = model.config.exit_layers.index(exit_layer)
+        start = model.config.exit_layers[place - 1] if place else 0
+        layers = encoder_layers(model.vit)
         self.embeddings = None if place else model.vit.embeddings
-        layers: Sequence[nn.Module] = encoder_layers(model.vit)
-        self.layers = nn.ModuleList(layers[start : exit_layer - 1])
+        self.layers = layers[start : exit_layer - 1]
         self.exit_layer = layers[exit_layer - 1]
         self.changes_state = self.embeddings is not None or len(self.layers) > 0
 
-    @property
-    def axes_of_inputs(self) -> dict[str, dict[int, str]]:
-        return {"previous" if self.embeddings is None else "pixel_values": {0: "batch_size"}}
-
-    @property
-    def axes_of_outputs(self) -> dict[str, dict[int, str]]:
-        names = ("hidden_state", "normed", "keys", "values") if self.changes_state else ("normed", "keys", "values")
-        return {name: {0: "batch_size"} for name in names}
-
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        if self.embeddings is None:
-            return {"previous": self._states(self.tokens)}
-        return {"pixel_values": self._images()}
-
     def forward(self, previous: Tensor | None = None, pixel_values: Tensor | None = None) -> dict[str, Tensor]:
-        hidden_state = previous if self.embeddings is None else self.embeddings(pixel_values)
+        hidden_state: Any = previous if self.embeddings is None else self.embeddings(pixel_values)
         for layer in self.layers:
             hidden_state = layer(hidden_state)
         normed, keys, values = project_keys_values(self.exit_layer, hidden_state)
@@ -160,39 +178,48 @@ class StageGraph(Graph):
         return {"hidden_state": hidden_state, **outputs} if self.changes_state else outputs
 
 
-class QueryGraph(Graph):
-    """An exit's layer for R of its tokens: `hidden_rows` and `normed_rows` (B, R, d), `keys` and `values` → `rows`.
-
-    Outputs: `rows` (B, R, d), and `logits` (B, L) and `score` (B,) of the exit, which mean something where the first
-    row is [CLS].
-    """
+class QueryModule(nn.Module):
+    """An exit's layer for some of its tokens, and the exit."""
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
-        super().__init__(model)
-        self.number = exit_layer
+        super().__init__()
+        self.config = copy.deepcopy(model.config)
         self.layer = encoder_layers(model.vit)[exit_layer - 1]
-        cut = model.truncate(exit_layer)
-        self.norm, self.exit, self.uncertainty = cut.vit.layernorm, cut.exits[str(exit_layer)], cut.uncertainty
+        # the last exit's own norm does nothing, since the backbone's final norm is applied before
+        is_last = exit_layer == model.config.num_hidden_layers
+        self.norm = model.vit.layernorm if is_last else nn.Identity()
+        self.exit = model.exits[str(exit_layer)]
+        self.uncertainty = model.uncertainty
 
-    @property
-    def axes_of_inputs(self) -> dict[str, dict[int, str]]:
-        rows = {0: "batch_size", 1: "rows"}
-        return {"hidden_rows": rows, "normed_rows": rows, "keys": {0: "batch_size"}, "values": {0: "batch_size"}}
-
-    @property
-    def axes_of_outputs(self) -> dict[str, dict[int, str]]:
-        return {"rows": {0: "batch_size", 1: "rows"}, **self._answers()}
-
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        rows = self.tokens - 1
-        states = {"hidden_rows": self._states(rows), "normed_rows": self._states(rows)}
-        return {**states, "keys": self._heads(), "values": self._heads()}
-
-    def forward(self, hidden_rows: Tensor, normed_rows: Tensor, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        rows = layer_outputs(self.layer, hidden_rows, normed_rows, keys, values)
-        state, logits = self.exit(self.norm(rows[:, 0]))
-        answers = {"rows": rows, "logits": logits}
-        if self.has_score:
-            uncertainty = self.uncertainty(state[:, None], logits[:, None])
-            answers["score"] = exit_scores(self.config.exit_policy, logits[:, None], uncertainty)[:, 0]
+    def forward(
+        self, hidden_queries: Tensor, normed_queries: Tensor, keys: Tensor, values: Tensor
+    ) -> dict[str, Tensor]:
+        outputs = layer_outputs(self.layer, hidden_queries, normed_queries, keys, values)
+        logits = self.exit(self.norm(outputs[:, 0]))
+        answers = {"outputs": outputs, "logits": logits}
+        if _has_score(self.config):
+            exit_logits = logits[:, None]
+            answers["score"] = exit_scores(self.config.exit_policy, exit_logits, self.uncertainty(exit_logits))[:, 0]
         return answers
+
+
+def _has_score(config: MEViTConfig) -> bool:
+    """Whether one exit gives the score; patience counts exits, and who runs them has to count."""
+    return bool(config.exit_policy != "patience")
+
+
+def _answers(config: MEViTConfig) -> Axes:
+    return {"logits": BATCH, "score": BATCH} if _has_score(config) else {"logits": BATCH}
+
+
+def _num_tokens(config: MEViTConfig) -> int:
+    rows, columns = patch_grid(config)
+    return rows * columns + 1
+
+
+def _images(config: MEViTConfig) -> Tensor:
+    return torch.randn(DUMMY_BATCH, config.num_channels, *to_2tuple(config.image_size))
+
+
+def _states(config: MEViTConfig, tokens: int) -> Tensor:
+    return torch.randn(DUMMY_BATCH, tokens, config.hidden_size)

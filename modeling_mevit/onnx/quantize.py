@@ -4,15 +4,14 @@
 
 int8 multiplies weights and activations of MatMul and Gemm as integers and leaves the exits' heads, the attention's own
 products and everything else in float32. Activation ranges come from training images, or with int8-dynamic from the
-batch at hand, so that an answer then depends on the images beside it. Thresholds are chosen anew on calibration
-images, since scores move.
+batch at hand, so that a result then depends on the images beside it. Thresholds are chosen anew on calibration images,
+since scores move.
 """
 
-import json
 import platform
-import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,39 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..calibration import Certificate, calibrate, disable_early_exit, enable_early_exit
 from ..configuration_mevit import MEViTConfig
-from ..exit_record import ExitPredictions
-from .cascade_mevit import Cascade
+from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
+from .cascade_mevit import CLS, PATCHES, Cascade, run, run_stage, stage_inputs
+from .graphs import GraphFile
+from .runtime import MEViTCascade
 
 
 PRECISIONS = ("float16", "int8", "int8-dynamic")
+NUM_TRAINING_IMAGES = 128  # for activation ranges, drawn at random
 HEADS = ("classifier", "uncertainty")  # in the names of nodes that stay in float32
 QUANTIZED = ("MatMul", "Gemm")
+CPU_INFO = Path("/proc/cpuinfo")  # on Linux
+
+
+@dataclass(frozen=True)
+class TargetSettings:
+    """How int8 files are made for one kind of processor.
+
+    Args:
+        activation_type: unsigned on x86, whose instruction multiplies unsigned by signed numbers; signed on ARM.
+        reduce_range: whether weights take 7 bits, since the processor adds up products with saturation.
+    """
+
+    activation_type: QuantType
+    reduce_range: bool
+
+
+# as ONNX Runtime recommends (documentation of `quantize_static`); weights are signed everywhere
+TARGETS = {
+    "arm64": TargetSettings(QuantType.QInt8, reduce_range=False),
+    "avx2": TargetSettings(QuantType.QUInt8, reduce_range=True),
+    "avx512_vnni": TargetSettings(QuantType.QUInt8, reduce_range=False),
+}
 
 
 @dataclass(frozen=True)
@@ -41,228 +64,216 @@ class Quantization:
 
     Args:
         precision: one of `PRECISIONS`.
-        training: data set of training images, `{"pixel_values", "labels"}`, for the ranges of activations.
-        calibration: data set of calibration images, for thresholds and for the report.
-        source: what describes the calibration images, for the config.
-        reduce_range: see [`convert`].
-        training_images: how many of the training images are used, drawn at random.
+        calibration: calibration images, `{"pixel_values", "labels"}`, for thresholds and for the report.
+        training: training images, for the ranges of activations, which `"int8"` alone needs.
+        target: the processor that int8 files are for, one of `TARGETS`; this machine's by default. Files for another
+            one run too, but slower or less accurately.
+
+    Raises:
+        ValueError: where the precision or the target is unknown, a target is given for float16, or int8 has no
+            training images.
     """
 
     precision: str
-    training: Dataset
     calibration: Dataset
-    source: dict[str, Any]
-    reduce_range: bool | None = None
-    training_images: int = 128
+    training: Dataset | None = None
+    target: str | None = None
 
-    def apply(self, directory: Path, config: MEViTConfig) -> Certificate | None:
-        """Lowers the precision of a float32 export in place, and writes `precision.json`: what that costs.
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {self.precision!r}.")
+        if self.precision == "float16":
+            if self.target is not None:
+                raise ValueError(
+                    f"target must be left out with float16, which is the same everywhere, got {self.target!r}."
+                )
+            return
+        if self.target is None:
+            object.__setattr__(self, "target", host_target())
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(map(repr, TARGETS))}, got {self.target!r}.")
+        if self.precision == "int8" and self.training is None:
+            raise ValueError("precision 'int8' needs training images, for the ranges of activations, got None.")
 
-        Args:
-            directory: of the export.
-            config: of the model; it gets the new thresholds, or none where early exit cannot be kept.
 
-        Returns:
-            What [`recalibrate`] found, None where there was nothing to calibrate.
-        """
-        before = accuracies(directory, self.calibration)
-        drawn = np.random.default_rng(0).permutation(len(self.training))[: self.training_images]
-        images = [self.training[int(index)]["pixel_values"][None].numpy() for index in drawn]
-        convert(directory, self.precision, images, reduce_range=self.reduce_range)
-        after = accuracies(directory, self.calibration)
-        found = None
-        if config.calibration and (directory / "cascade.json").is_file():
-            alone = 1 if self.precision == "int8-dynamic" else 32  # as the edge will run it
-            record = record_cascade(Cascade(directory), self.calibration, batch_size=alone)
-            found = recalibrate(directory, config, record, self.source)
-        elif config.exit_policy != "patience":
-            disable_early_exit(config)  # thresholds are of float32 scores
-        report = {
+@dataclass(frozen=True)
+class PrecisionReport:
+    """What lowering the precision of an export did.
+
+    Args:
+        precision: of the files.
+        target: the processor they are for; None for float16.
+        num_samples: calibration images.
+        accuracy: name of each file that takes an image to logits → accuracy before, in float32, and after, on these
+            images.
+        calibration: what choosing the cascade's thresholds anew gave; None where there was nothing to choose.
+    """
+
+    precision: str
+    target: str | None
+    num_samples: int
+    accuracy: dict[str, tuple[float, float]]
+    calibration: CalibrationResult | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `precision.json` holds; the thresholds and what they gave are in `config.json`."""
+        return {
             "precision": self.precision,
-            "images": len(self.calibration),
-            "accuracy": {name: {"float32": before[name], self.precision: after[name]} for name in before},
-            "early_exit": asdict(found.granted.outcome) if found and found.granted else None,
-            "refused": asdict(found.refused.outcome) if found and found.refused else None,
+            "target": self.target,
+            "num_samples": self.num_samples,
+            "accuracy": {
+                name: {"float32": before, self.precision: after} for name, (before, after) in self.accuracy.items()
+            },
         }
-        (directory / "precision.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        return found
 
 
-def convert(
-    directory: Path, precision: str, images: Iterable[np.ndarray], *, reduce_range: bool | None = None
-) -> None:
+def host_target() -> str:
+    """The target of this machine.
+
+    Raises:
+        ValueError: where it has a processor of another kind.
+    """
+    machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return "arm64"
+    if machine not in ("x86_64", "amd64"):
+        raise ValueError(f"a target must be given on a machine of type {machine!r}: {', '.join(map(repr, TARGETS))}.")
+    flags = CPU_INFO.read_text() if CPU_INFO.exists() else ""
+    # avx_vnni are the same instructions on shorter registers
+    return "avx512_vnni" if "avx512_vnni" in flags or "avx_vnni" in flags else "avx2"
+
+
+def lower_precision(
+    directory: Path, files: Sequence[GraphFile], config: MEViTConfig, quantization: Quantization
+) -> PrecisionReport:
+    """Lowers the precision of a float32 export in place.
+
+    Args:
+        directory: of the export; it needs no config.json yet.
+        files: of the export.
+        config: of the model; it gets new thresholds, or none where early exit cannot be kept.
+        quantization: what to do.
+    """
+    dataset = quantization.calibration
+    classifiers = [file.name for file in files if file.kind == "exit"]
+    before = accuracies(directory, classifiers, dataset)
+    convert(directory, files, config, quantization)
+    after = accuracies(directory, classifiers, dataset)
+    result = None
+    if config.calibration and any(file.kind == "stage" for file in files):
+        cascade = MEViTCascade(Cascade(directory, config=config.to_dict()), config)
+        target = CalibrationTarget(**config.calibration["target"])
+        alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
+        result = calibrate(cascade, dataset, target, batch_size=alone)
+        result.apply_to(config)
+    else:
+        disable_early_exit(config)  # thresholds are of float32 scores
+    return PrecisionReport(
+        precision=quantization.precision,
+        target=quantization.target,
+        num_samples=len(dataset),  # type: ignore[arg-type]
+        accuracy={name: (before[name], after[name]) for name in classifiers},
+        calibration=result,
+    )
+
+
+def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, quantization: Quantization) -> None:
     """Rewrites every graph of an export in another precision. Inputs and outputs stay float32.
 
     Args:
         directory: of a float32 export.
-        precision: `"float16"`, `"int8"` (static) or `"int8-dynamic"`.
-        images: (1, C, H, W) each, of training; read once for each graph, by `"int8"` only.
-        reduce_range: whether weights take 7 bits, so that sums of products fit where the processor has no VNNI. By
-            default as this processor needs it.
+        files: of the export.
+        config: of the model.
+        quantization: precision and target, and training images for int8.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision={precision!r} is unknown; allowed are {', '.join(map(repr, PRECISIONS))}.")
-    if reduce_range is None:
-        reduce_range = needs_reduced_range()
-    converted = directory / "converted"
-    converted.mkdir()
-    files = sorted(directory.glob("*.onnx"))
-    for file in tqdm(files, desc=precision, unit="graph"):
-        model, target = onnx.load(file), converted / file.name
-        if precision == "float16":
-            onnx.save(convert_float_to_float16(model, keep_io_types=True), target)
-            continue
-        settings = {
-            "op_types_to_quantize": list(QUANTIZED),
-            "nodes_to_exclude": _nodes_in_float(model),
-            "per_channel": True,
-            "reduce_range": reduce_range,
-            "weight_type": QuantType.QInt8,
-        }
-        if precision == "int8-dynamic":
-            quantize_dynamic(file, target, **settings)
-            continue
-        is_arm = platform.machine().lower() in ("aarch64", "arm64")
-        quantize_static(
-            file,
-            target,
-            _Feeds(_inputs_of(file, images)),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QInt8 if is_arm else QuantType.QUInt8,
-            **settings,
-        )
-    for file in files:
-        shutil.move(converted / file.name, file)
-    converted.rmdir()
+    names = [file.name for file in files]
+    precision, target = quantization.precision, quantization.target
+    fed = _feeds(directory, files, config, quantization) if precision == "int8" else ((name, None) for name in names)
+    # the cascade runs in float32 until all of it is converted
+    with tempfile.TemporaryDirectory(dir=directory) as converted:
+        for name, feeds in tqdm(fed, precision, len(names), unit="graph"):
+            source, destination = directory / name, Path(converted, name)
+            if target is None:
+                onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), destination)
+            else:
+                _to_int8(source, destination, TARGETS[target], feeds)
+        for name in names:
+            Path(converted, name).replace(directory / name)
 
 
-def needs_reduced_range() -> bool:
-    """Whether this processor adds up products of 8 bits with saturation: an x86 one without VNNI."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return False
-    cpu_info = Path("/proc/cpuinfo")
-    flags = cpu_info.read_text() if cpu_info.exists() else ""
-    return "avx512_vnni" not in flags and "avx_vnni" not in flags
-
-
-def record_cascade(cascade: Cascade, dataset: Dataset, *, batch_size: int = 32) -> ExitPredictions:
-    """Runs an exported cascade to its end on every image: what each exit says of it."""
-    labels, predictions, scores = [], [], []
-    for batch in tqdm(DataLoader(dataset, batch_size), desc="cascade", unit="batch"):
-        logits, given = cascade.every_exit(batch["pixel_values"].numpy())
-        labels.append(batch["labels"].numpy())
-        predictions.append(logits.argmax(-1))
-        scores.append(given)
-    policy = cascade.config["policy"]
-    return ExitPredictions(
-        exit_layers=cascade.exit_layers,
-        costs=np.array([stage["cost"] for stage in cascade.config["stages"]]),
-        labels=np.concatenate(labels),
-        predictions=np.concatenate(predictions),
-        scores={} if policy == "patience" else {policy: np.concatenate(scores)},
-    )
-
-
-def recalibrate(directory: Path, config: MEViTConfig, record: ExitPredictions, source: dict[str, Any]) -> Certificate:
-    """Chooses the thresholds of an exported cascade anew, for the promise that the model was calibrated for.
-
-    Args:
-        directory: of the export; its cascade.json is rewritten.
-        config: of the model, calibrated; it is changed.
-        record: of the cascade on calibration images.
-        source: what describes those images.
-
-    Returns:
-        What was found. Where nothing is granted, early exit is off in the export.
-    """
-    before = config.calibration
-    found = calibrate(
-        record,
-        before["policy"],
-        before["promise"],
-        per_exit=before.get("per_exit", False),
-        num_labels=config.num_labels,
-    )
-    if found.granted:
-        enable_early_exit(config, found.granted, before["promise"], per_exit=before.get("per_exit", False), source=source)
-    else:
-        disable_early_exit(config)
-
-    file = directory / "cascade.json"
-    description = json.loads(file.read_text(encoding="utf-8"))
-    description |= {
-        "thresholds": config.exit_thresholds,
-        "patience": config.patience,
-        "early_exit": description["early_exit"] and config.early_exit,
-        "calibration": config.calibration,
+def accuracies(directory: Path, names: Sequence[str], dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
+    """Accuracy of graphs that take images to logits: file name → share of images."""
+    sessions = {
+        name: onnxruntime.InferenceSession(directory / name, providers=["CPUExecutionProvider"]) for name in names
     }
-    file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    return found
-
-
-def accuracies(directory: Path, dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
-    """Accuracy of each graph that takes an image to its logits: file name → share of images."""
-    files = [
-        file for file in sorted(directory.glob("*.onnx")) if file.stem == "model" or file.stem.startswith("exit_")
-    ]
-    sessions = {file.name: onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]) for file in files}
-    right = {name: 0 for name in sessions}
+    correct = dict.fromkeys(names, 0)
     for batch in tqdm(DataLoader(dataset, batch_size), desc="accuracy", unit="batch"):
         for name, session in sessions.items():
-            (logits,) = session.run(["logits"], {"pixel_values": batch["pixel_values"].numpy()})
-            right[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
-    return {name: count / len(dataset) for name, count in right.items()}
+            logits = run(session, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
+            correct[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
+    return {name: count / len(dataset) for name, count in correct.items()}  # type: ignore[arg-type]
 
 
-class _Feeds(CalibrationDataReader):
-    """Inputs of a graph, one after another, as ONNX Runtime's calibration asks for them."""
+def _to_int8(
+    source: Path, destination: Path, settings: TargetSettings, feeds: Iterable[dict[str, np.ndarray]] | None
+) -> None:
+    """Writes a graph in int8, with activation ranges from what it is fed, or dynamic ones where nothing is given."""
+    arguments = {
+        "op_types_to_quantize": list(QUANTIZED),
+        "nodes_to_exclude": _nodes_in_float(onnx.load(source)),
+        "per_channel": True,
+        "reduce_range": settings.reduce_range,
+        "weight_type": QuantType.QInt8,
+    }
+    if feeds is None:
+        quantize_dynamic(source, destination, **arguments)
+        return
+    quantize_static(
+        source,
+        destination,
+        _Feeds(feeds),
+        quant_format=QuantFormat.QDQ,
+        activation_type=settings.activation_type,
+        **arguments,
+    )
 
-    def __init__(self, inputs: Iterator[dict[str, np.ndarray]]):
-        self._inputs = inputs
+
+class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+    """Inputs of a graph, one after another, as ONNX Runtime asks for them."""
+
+    def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
+        self._feeds = iter(feeds)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._inputs, None)
+        return next(self._feeds, None)
 
 
-class _Recorder:
-    """A session that keeps what it is fed."""
+def _feeds(
+    directory: Path, files: Sequence[GraphFile], config: MEViTConfig, quantization: Quantization
+) -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:
+    """Each graph's file name, with what it is fed while training images run through the export one by one.
 
-    def __init__(self, session: onnxruntime.InferenceSession):
-        self.session = session
-        self.feeds: list[dict[str, np.ndarray]] = []
-
-    def get_inputs(self):
-        return self.session.get_inputs()
-
-    def get_outputs(self):
-        return self.session.get_outputs()
-
-    def run(self, names, inputs):
-        self.feeds.append(inputs)
-        return self.session.run(names, inputs)
-
-
-def _inputs_of(file: Path, images: Iterable[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-    """What a graph of an export is fed while images run through it: itself, or the cascade that it is a part of."""
-    if _takes_images(file):
-        yield from ({"pixel_values": image} for image in images)
+    All images pass one stage before any passes the next, so that each graph runs on each image once, and what is held
+    is what one stage makes of them.
+    """
+    training = quantization.training
+    drawn = np.random.default_rng(0).permutation(len(training))[:NUM_TRAINING_IMAGES]  # type: ignore[arg-type]
+    images = [training[int(index)]["pixel_values"][None].numpy() for index in drawn]  # type: ignore[index]
+    for file in files:
+        if file.kind == "exit":
+            yield file.name, [{"pixel_values": image} for image in images]
+    stages = [file.name for file in files if file.kind == "stage"]
+    queries = [file.name for file in files if file.kind == "query"]
+    if not stages:
         return
-    cascade = Cascade(file.parent)
-    stages = cascade.config["stages"]
-    place = next(place for place, stage in enumerate(stages) if file.name in (stage["stage"], stage["rows"]))
-    pair = list(cascade.stages[place])
-    which = 0 if file.name == stages[place]["stage"] else 1
-    recorder = pair[which] = _Recorder(pair[which])
-    cascade.stages[place] = tuple(pair)
-    for image in images:
-        cascade.every_exit(image)
-        yield from recorder.feeds
-        recorder.feeds.clear()
-
-
-def _takes_images(file: Path) -> bool:
-    """Whether a graph goes from images to logits, and is no part of a cascade."""
-    return file.stem == "model" or file.stem.startswith("exit_")
+    cascade = Cascade(directory, config=config.to_dict())
+    states = images
+    for stage_file, query_file, (stage, query) in zip(stages, queries, cascade.stages, strict=True):
+        yield stage_file, [stage_inputs(stage, state) for state in states]
+        handed_on = [run_stage(stage, state) for state in states]
+        feeds = [(tokens.query_inputs(CLS), tokens.query_inputs(PATCHES)) for tokens in handed_on]
+        yield query_file, [feed for pair in feeds for feed in pair]
+        states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
 
 
 def _nodes_in_float(model: onnx.ModelProto) -> list[str]:

@@ -4,10 +4,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_mevit import MEViTConfig
 from ..modeling_mevit import MEViTOutput
@@ -17,10 +20,14 @@ from .cascade_mevit import Cascade
 class MEViTCascade:
     """An exported cascade, called like [`MEViTForImageClassification`].
 
+    So [`calibrate`] and [`evaluate`] take it too, and thresholds that are written into its `config` count.
+
     Args:
         cascade: the runtime.
         config: of the model that was exported.
     """
+
+    device = torch.device("cpu")  # of what it takes and returns, whatever ONNX Runtime runs on
 
     def __init__(self, cascade: Cascade, config: MEViTConfig):
         self.cascade = cascade
@@ -28,16 +35,15 @@ class MEViTCascade:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, providers: Sequence[str] = ("CPUExecutionProvider",), threads: int = 0
+        cls, directory: str | Path, providers: str | Sequence[Any] = ("CPUExecutionProvider",), threads: int = 0
     ) -> "MEViTCascade":
         """Opens the directory that `mevit export --cascade` wrote.
 
         Raises:
-            ValueError: where a file is missing or cannot be read, or a provider is not installed.
+            ValueError: what [`Cascade`] raises.
         """
-        if not Path(directory, "config.json").is_file():  # which is written last
-            raise ValueError(f"{directory} is no finished export; it has no config.json.")
-        return cls(Cascade(directory, providers, threads), MEViTConfig.from_pretrained(directory))
+        cascade = Cascade(directory, providers, threads)
+        return cls(cascade, MEViTConfig.from_pretrained(directory))
 
     def __call__(
         self,
@@ -49,20 +55,60 @@ class MEViTCascade:
 
         Returns:
             With early exit `logits` (B, L) and `exit_layer` (B,) of the exits taken, else the last exit's `logits`,
-            every exit's `exit_logits` (B, E, L) and `exit_scores` (B, E).
+            every exit's `exit_logits` (B, E, L) and `exit_scores` (B, E). `exit_uncertainty` is known only where it is
+            the score.
 
         Raises:
-            ValueError: what [`Cascade`] raises.
+            ValueError: where images have another shape or type, thresholds are missing or do not fit, or the config's
+                exit policy is not the one that was exported.
         """
-        images = pixel_values.cpu().float().numpy() if isinstance(pixel_values, Tensor) else pixel_values
+        images = _as_array(pixel_values)
+        exported = self.cascade.config["exit_policy"]
+        if self.config.exit_policy != exported:
+            raise ValueError(
+                f"exit_policy must be {exported!r}, whose score was exported, got {self.config.exit_policy!r}; "
+                f"calibrate the checkpoint for it and export that again."
+            )
         if early_exit is None:
-            early_exit = self.cascade.config["early_exit"]
-        if early_exit or exit_thresholds is not None:  # thresholds without early exit are refused there
-            logits, exit_layer = self.cascade(images, early_exit, exit_thresholds)
-            return MEViTOutput(logits=torch.from_numpy(logits), exit_layer=torch.from_numpy(exit_layer))
-        exit_logits, scores = self.cascade.every_exit(images)
+            early_exit = self.config.early_exit
+        if early_exit:
+            thresholds = self.config.resolve_exit_thresholds(exit_thresholds)
+            output = self.cascade(images, early_exit=True, exit_thresholds=thresholds)
+            return MEViTOutput(logits=torch.from_numpy(output.logits), exit_layer=torch.from_numpy(output.exit_layer))
+        if exit_thresholds is not None:
+            raise ValueError("exit_thresholds need early_exit=True; without it no sample leaves early.")
+        exit_logits, exit_scores = map(torch.from_numpy, self.cascade.every_exit(images))
         return MEViTOutput(
-            logits=torch.from_numpy(exit_logits[:, -1]),
-            exit_logits=torch.from_numpy(exit_logits),
-            exit_scores=None if scores is None else torch.from_numpy(scores),
+            logits=exit_logits[:, -1],
+            exit_logits=exit_logits,
+            exit_scores=exit_scores,
+            exit_uncertainty=exit_scores if exported == "uncertainty" else None,
         )
+
+    def to_vit(self) -> "SingleGraph":
+        """`model.onnx`, the plain ViT of the export: the last exit alone, in the same precision.
+
+        Raises:
+            ValueError: where the last exit was not exported.
+        """
+        if not (self.cascade.directory / "model.onnx").is_file():
+            raise ValueError(f"{self.cascade.directory} has no model.onnx; export the last exit too.")
+        return SingleGraph(self.cascade.open("model.onnx"))
+
+
+class SingleGraph:
+    """A graph that takes images to logits, called like an image classifier of Transformers."""
+
+    device = MEViTCascade.device
+
+    def __init__(self, session: onnxruntime.InferenceSession):
+        self.session = session
+
+    def __call__(self, pixel_values: Tensor | np.ndarray) -> ImageClassifierOutput:
+        """Images (B, C, H, W) → `logits` (B, L)."""
+        (logits,) = self.session.run(["logits"], {"pixel_values": _as_array(pixel_values)})
+        return ImageClassifierOutput(logits=torch.from_numpy(logits))  # type: ignore[arg-type]
+
+
+def _as_array(pixel_values: Tensor | np.ndarray) -> np.ndarray:
+    return pixel_values.cpu().float().numpy() if isinstance(pixel_values, Tensor) else pixel_values

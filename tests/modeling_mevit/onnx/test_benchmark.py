@@ -1,22 +1,14 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from modeling_mevit.data import image_processor_for
-from tests.helpers.models import tiny_model
-
-
-pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
-
-from modeling_mevit.onnx import benchmark  # noqa: E402
-from modeling_mevit.onnx.export import export  # noqa: E402
-
-
-PROCESSOR = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+from modeling_mevit.onnx import _memory_probe, benchmark
+from modeling_mevit.reports.tables import benchmark_table
 
 
 class Meter:
@@ -29,37 +21,72 @@ class Meter:
         return SimpleNamespace(gpu_energy={0: 1.5}, cpu_energy={0: 0.5})
 
 
-@pytest.mark.slow
-def test_every_way_to_run_is_measured(tmp_path):
-    model = tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
-    model.save_pretrained(tmp_path / "model")
-    PROCESSOR.save_pretrained(tmp_path / "model")
-    export(model, PROCESSOR, tmp_path / "out", exits=[2, 4], cascade=True)
-    images = list(np.random.default_rng(0).normal(size=(8, 1, 3, 16, 16)).astype(np.float32))
-    settings = {"threads": 1, "energy_monitor": Meter(), "memory_processes": 1}
-    rows = benchmark.benchmark(str(tmp_path / "model"), tmp_path / "out", images, **settings)
-    libraries = ("PyTorch", "ONNX Runtime")
-    names = ["plain ViT", "MEViT_2", "MEViT_4", "early exit"]
-    assert [(row["name"], row["library"]) for row in rows] == [(n, library) for n in names for library in libraries]
-    for row in rows:
-        assert 0 < row["median"] <= row["p95"] and row["megabytes"] > 0.05 and row["joules"] == 2 / 8
-        assert 0 < row["memory"] < 2000
-    by_name = {(row["name"], row["library"]): row for row in rows}
-    for library in libraries:
-        assert by_name["MEViT_2", library]["megabytes"] < by_name["MEViT_4", library]["megabytes"]
+@pytest.fixture
+def images() -> list[np.ndarray]:
+    return list(np.random.default_rng(0).normal(size=(8, 1, 3, 16, 16)).astype(np.float32))
 
-    table = benchmark.table_of(rows).splitlines()
-    assert table[2].startswith("| plain ViT | PyTorch |") and table[2].count("(1.00 ×)") == 3
-    assert table[2].endswith("| 0.25 |")
+
+@pytest.mark.slow
+def test_every_way_to_run_is_measured(tmp_path, calibrated_model, processor, exported, images, monkeypatch):
+    calibrated_model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(benchmark, "MEMORY_PROCESSES", 1)
+    rows = benchmark.benchmark(str(tmp_path / "model"), exported, images, threads=1, energy_monitor=Meter())
+    libraries = ("PyTorch", "ONNX Runtime")
+    names = ["plain ViT", "MEViT_2", "MEViT_3", "MEViT_4", "early exit"]
+    assert [(row.name, row.library) for row in rows] == [(n, library) for n in names for library in libraries]
+    megabytes = {(row.name, row.library): row.megabytes for row in rows}
+    for library in libraries:
+        assert megabytes["MEViT_2", library] < megabytes["MEViT_3", library] < megabytes["MEViT_4", library]
+    cascade = [exported / f"{graph}_{layer}.onnx" for graph in ("stage", "query") for layer in (2, 3, 4)]
+    assert megabytes["early exit", "ONNX Runtime"] == pytest.approx(sum(file.stat().st_size for file in cascade) / 1e6)
+    assert {row.joules for row in rows} == {2 / 8}
+    assert benchmark_table([row.to_dict() for row in rows]).count("(1.00 ×)") >= 6  # of both plain ViTs
+
+
+def test_latencies_are_taken_in_turn_after_a_warm_up(monkeypatch):
+    clock, seen = iter(range(1000)), []
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock) ** 2)
+    runs = [lambda image: seen.append(("a", image)), lambda image: seen.append(("b", image))]
+    latencies = benchmark._latencies(runs, range(7))
+    assert seen[:4] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)] and seen[10:12] == [("a", 0), ("b", 0)]
+    assert latencies.shape == (2, 7)
+    # call k ends at (2k + 1)² and starts at (2k)² seconds; five images of two runs come first
+    np.testing.assert_array_equal(latencies, 1000.0 * (4 * (10 + np.arange(14)) + 1).reshape(7, 2).T)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("cascade", "")])
+def test_the_probe_measures_memory_without_torch(exported, images, tmp_path, kind, file):
+    np.save(tmp_path / "image.npy", images[0])
+    program = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['modeling_mevit'] = None; "
+        f"sys.argv = ['', {kind!r}, {str(exported / file)!r}, {str(tmp_path / 'image.npy')!r}, '1']; "
+        f"runpy.run_path({_memory_probe.__file__!r}, run_name='__main__')"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(result.stdout) > 0.1  # MiB: the graphs alone take more
+
+
+def test_the_probe_runs_the_packages_own_runtime(exported, images, tmp_path):
+    (tmp_path / "cascade_mevit.py").write_text("raise SystemExit('a copy was run')")
+    for file in exported.iterdir():
+        if file.suffix != ".py":
+            (tmp_path / file.name).symlink_to(file)
+    assert _memory_probe.load("cascade", tmp_path, 1)(images[0]).logits.shape == (1, 5)
+
+
+def test_memory_is_the_median_of_fresh_processes(monkeypatch, tmp_path):
+    printed = iter(("7.0", "100.0", "9.0"))
+    monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=next(printed)))
+    way = benchmark.Way("plain ViT", "ONNX Runtime", "onnx", tmp_path)
+    assert benchmark._peak_memory(way, tmp_path, threads=0) == 9.0
 
 
 def test_without_a_meter_no_energy_is_claimed(monkeypatch):
-    row = {"name": "plain ViT", "library": "PyTorch", "megabytes": 2.0, "median": 4.0, "p95": 5.0, "memory": 8.0}
     monkeypatch.setitem(sys.modules, "zeus.monitor", None)
     monitor, why = benchmark.find_energy_monitor()
     assert monitor is None and "zeus is not installed" in why
-    table = benchmark.table_of([{**row, "joules": None}], why)
-    assert "| not measured |" in table and table.endswith(why)
+    assert benchmark._joules(lambda image: None, [1], monitor) is None
 
 
 def test_a_machine_without_meters_is_told(monkeypatch):

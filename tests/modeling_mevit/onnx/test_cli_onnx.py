@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mevit.early_exit.calibration import Certificate
-
-
-pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+from modeling_mevit.early_exit.calibration import CalibrationResult, CalibrationTarget
+from modeling_mevit.onnx.quantize import host_target
 
 
 @pytest.fixture
@@ -31,7 +29,7 @@ def exported(mevit, calibrated, tmp_path) -> Path:
 
 
 def test_exports_the_exits_that_are_asked_for(mevit, checkpoint, tmp_path):
-    code, _ = mevit("export", checkpoint, tmp_path / "out", "--exits", "2", "4", "--opset", "17")
+    code, _ = mevit("export", checkpoint, tmp_path / "out", "--exits", "2,4")
     assert code == 0
     assert {file.name for file in (tmp_path / "out").glob("*.onnx")} == {"exit_2.onnx", "model.onnx"}
 
@@ -39,41 +37,45 @@ def test_exports_the_exits_that_are_asked_for(mevit, checkpoint, tmp_path):
 def test_the_exported_cascade_does_what_the_checkpoint_does(mevit, calibrated, exported, photos, tmp_path):
     assert mevit("evaluate", calibrated, "--data", photos, "--output", tmp_path / "measured")[0] == 0
     code, out = mevit("evaluate", exported, "--data", photos)
-    assert code == 0 and "40 images in ONNX Runtime" in out
-    in_torch = json.loads((tmp_path / "measured" / "evaluation.json").read_text())["early_exit"]
+    assert code == 0 and "model.onnx" in out
+    in_torch = json.loads((tmp_path / "measured" / "evaluation.json").read_text())
     in_onnx = json.loads((exported / "evaluation.json").read_text())
-    for name in ("accuracy", "full_model_accuracy", "exit_counts"):
-        assert in_onnx[name] == in_torch[name]
-    assert in_onnx["cost"] == pytest.approx(in_torch["cost"])
-    assert in_onnx["time"] == pytest.approx(in_onnx["full_images_per_second"] / in_onnx["images_per_second"])
+    assert in_onnx["early_exit"]["operating_point"] == in_torch["early_exit"]["operating_point"]
+    assert in_onnx["exits"] == in_torch["exits"]
+    assert in_onnx["policies"]["confidence"]["area"] == pytest.approx(in_torch["policies"]["confidence"]["area"])
+    assert (in_onnx["early_exit"]["reference"], in_torch["early_exit"]["reference"]) == ("model.onnx", "plain ViT")
+    files = [photos / "test" / name / "0.png" for name in ("crimson", "teal")]
+    assert mevit("predict", exported, *files)[1] == mevit("predict", calibrated, *files)[1]
 
 
 def test_int8_and_its_evaluation(mevit, calibrated, photos, tmp_path):
-    code, out = mevit("export", calibrated, tmp_path / "int8", "--cascade", "--quantize", "int8", "--data", photos)
-    assert code == 0 and "exit_2.onnx: accuracy" in out
+    code, out = mevit("export", calibrated, tmp_path / "int8", "--cascade", "--precision", "int8", "--data", photos)
+    assert code == 0 and "exit_2.onnx: accuracy" in out and f"in int8, made for {host_target()}" in out
     report = json.loads((tmp_path / "int8" / "precision.json").read_text())["accuracy"]
     for accuracy in report.values():
         assert accuracy["int8"] >= accuracy["float32"] - 0.01
     assert mevit("evaluate", tmp_path / "int8", "--data", photos)[0] == 0
 
 
-def test_a_promise_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_path, monkeypatch):
-    promise = ["--max-accuracy-drop", "0.3", "--confidence", "0.6", "--policy", "confidence"]
+def test_a_certificate_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_path, monkeypatch):
+    target = ["--max-accuracy-drop", "0.3", "--confidence", "0.6", "--policy", "confidence"]
     calibrate = ["calibrate", checkpoint, "--data", photos, "--split", "test", "--half", "first"]
-    assert mevit(*calibrate, *promise)[0] == 0
-    export = ["export", checkpoint, "--cascade", "--quantize", "int8-dynamic", "--data", photos]
-    assert "no promise can come" in str(mevit(*export, tmp_path / "no", "--split", "train")[0])
+    assert mevit(*calibrate, *target)[0] == 0
+    export = ["export", checkpoint, "--cascade", "--precision", "int8-dynamic", "--data", photos]
+    assert "it can certify nothing" in str(mevit(*export, tmp_path / "no", "--split", "train")[0])
     code, out = mevit(*export, tmp_path / "kept")
     assert code == 0 and "Certified on 20 images" in out
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     data = config["calibration"]["data"]
     assert (data["split"], data["half"]) == ("test", "first")  # those that calibrated the checkpoint
 
-    monkeypatch.setattr("modeling_mevit.onnx.quantize.calibrate", lambda *args, **kwargs: Certificate(None, None))
+    nothing = CalibrationResult(CalibrationTarget(max_accuracy_drop=0.3, confidence=0.6), None)
+    monkeypatch.setattr("modeling_mevit.onnx.quantize.calibrate", lambda *args, **kwargs: nothing)
     code, out = mevit(*export, tmp_path / "refused")
-    assert code == 1 and "Nothing that saves cost can be certified" in out and "Early exit is off" in out
-    assert json.loads((tmp_path / "refused" / "cascade.json").read_text())["early_exit"] is False
-    assert "nothing could be certified" in str(mevit("evaluate", tmp_path / "refused", "--data", photos)[0])
+    assert code == 1 and "No thresholds that save cost can be certified" in out and "Early exit is off" in out
+    assert json.loads((tmp_path / "refused" / "config.json").read_text())["early_exit"] is False
+    assert mevit("evaluate", tmp_path / "refused", "--data", photos)[0] == 0
+    assert json.loads((tmp_path / "refused" / "evaluation.json").read_text())["early_exit"] is None
 
 
 @pytest.mark.slow
@@ -82,7 +84,7 @@ def test_benchmarks(mevit, calibrated, exported, photos, tmp_path):
     code, out = mevit(*command, "--output", tmp_path / "benchmark.json")
     assert code == 0 and "| early exit | ONNX Runtime |" in out
     results = json.loads((tmp_path / "benchmark.json").read_text())
-    assert results["images"] == 4 and results["machine"]["threads"] == 1
+    assert results["num_samples"] == 4 and results["environment"]["threads"] == 1
     assert len(results["rows"]) == 2 * (1 + 3 + 1)  # plain ViT, three exits, early exit
 
 
@@ -92,13 +94,12 @@ def test_bad_input_is_named(mevit, checkpoint, exported, photos, tmp_path):
 
     output = tmp_path / "new"
     assert "[5]" in message("export", checkpoint, output, "--exits", "5")
-    assert "--data" in message("export", checkpoint, output, "--quantize", "int8")
-    assert "two precisions" in message("export", checkpoint, output, "--quantize", "int8", "--dtype", "float16")
+    assert "--data" in message("export", checkpoint, output, "--precision", "int8")
+    float16 = ["--precision", "float16", "--data", photos, "--target", "arm64"]
+    assert "target must be left out with float16" in message("export", checkpoint, output, *float16)
     assert "is not empty" in message("export", checkpoint, exported)
-    assert "opset=30" in message("export", checkpoint, output, "--opset", "30")
-    assert "has to be calibrated" in message("benchmark", checkpoint, output, "--data", photos)
-    assert "--exits needs layer numbers" in message("export", checkpoint, output, "--exits", "2,3")
-    assert "--exits needs layer numbers" in message("export", checkpoint, output, "--exits")
-    assert "are for checkpoints" in message("evaluate", exported, "--data", photos, "--plain", checkpoint)
+    assert "must be calibrated" in message("benchmark", checkpoint, output, "--data", photos)
+    assert "--exits must be layer numbers" in message("export", checkpoint, output, "--exits", "2,x")
+    assert "is for checkpoints" in message("evaluate", exported, "--data", photos, "--device", "cuda")
     assert "chose the thresholds" in message("evaluate", exported, "--data", photos, "--split", "validation")
     assert not output.exists()

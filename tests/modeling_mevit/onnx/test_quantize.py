@@ -1,31 +1,30 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from modeling_mevit.early_exit.calibration import calibrate, enable_early_exit
-from modeling_mevit.data import image_processor_for
+from modeling_mevit import CalibrationTarget, MEViTCascade, MEViTConfig, calibrate, export
+from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.onnx import quantize
+from modeling_mevit.onnx.graphs import cascade_files, exit_file
+from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
 from tests.helpers.models import tiny_model
 
 
-pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
-
-import onnx  # noqa: E402
-
-from modeling_mevit.onnx import quantize  # noqa: E402
-from modeling_mevit.onnx.cascade_mevit import Cascade  # noqa: E402
-from modeling_mevit.onnx.export import export  # noqa: E402
-
-
 PROCESSOR = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+FILES = [exit_file(4, [2, 3, 4]), *cascade_files(2), *cascade_files(3), *cascade_files(4)]
 
 
 class Images(torch.utils.data.Dataset):
-    """Noise whose labels are what the model's last exit says of most."""
+    """Noise whose labels are what the model's last exit predicts."""
 
     def __init__(self, model, count: int, seed: int):
         self.pixel_values = torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
@@ -38,108 +37,211 @@ class Images(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
 
+    def describe(self) -> dict:
+        return {"name": "noise", "split": "validation", "half": None, "sha256": "1", "image_digests": ""}
+
 
 @pytest.fixture(scope="module")
 def model():
     model = tiny_model(exit_policy="margin")
-    record = predict_exits(model, Images(model, 60, seed=1))
-    found = calibrate(record, "margin", {"max_accuracy_drop": 0.05}, per_exit=False, num_labels=5).granted
-    source = {"name": "noise", "split": "validation", "half": None, "sha256": "0"}
-    enable_early_exit(model.config, found, {"max_accuracy_drop": 0.05}, per_exit=False, source=source)
+    calibrate(model, Images(model, 60, seed=1), CalibrationTarget(max_accuracy_drop=0.05)).apply_to(model.config)
+    assert model.config.early_exit
     return model
 
 
-@pytest.mark.parametrize("precision", quantize.PRECISIONS)
-def test_lower_precision_answers_alike_and_is_calibrated_anew(tmp_path, model, precision):
-    training, calibration = Images(model, 40, seed=2), Images(model, 60, seed=1)
-    source = {"name": "noise", "split": "validation", "half": None, "sha256": "1"}
-    quantization = quantize.Quantization(precision, training, calibration, source, training_images=16)
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory, model) -> Path:
+    """The last exit and the cascade in float32; not to be changed."""
+    output = tmp_path_factory.mktemp("float32") / "out"
+    export(model, PROCESSOR, output, exits=[4], cascade=True)
+    return output
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, model, precision):
+    training, calibration = Images(model, 16, seed=2), Images(model, 60, seed=1)
     before = list(model.config.exit_thresholds)
-    export(model, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
+    quantization = Quantization(precision, calibration, training, target=None if precision == "float16" else "avx2")
+    report = export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True, quantization=quantization).report
     assert model.config.exit_thresholds == before
 
-    cascade = Cascade(tmp_path / "out")
-    logits, scores = cascade.every_exit(calibration.pixel_values.numpy())
+    cascade = MEViTCascade.from_pretrained(tmp_path / "out")
+    logits = cascade(calibration.pixel_values, early_exit=False).exit_logits.numpy()
     with torch.no_grad():
         expected = model(calibration.pixel_values, early_exit=False).exit_logits.numpy()
     assert 0 < np.abs(logits - expected).max() < (0.05 if precision == "float16" else 1.5)
     assert (logits.argmax(-1) == expected.argmax(-1)).mean() > 0.85
 
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    description = json.loads((tmp_path / "out" / "cascade.json").read_text())
-    assert config["calibration"] == description["calibration"] and description["early_exit"] is True
-    assert config["calibration"]["data"] == source
-    assert config["exit_thresholds"] == description["thresholds"]
-    record = quantize.record_cascade(cascade, calibration, batch_size=1)
-    if precision != "int8-dynamic":  # whose answers depend on the batch
-        np.testing.assert_allclose(record.scores["margin"], scores, atol=1e-5)
-    outcome = record.outcome(record.places("margin", description["thresholds"]))
-    assert outcome.drop <= 0.05 and outcome.cost == pytest.approx(config["calibration"]["measured"]["cost"])
+    config = MEViTConfig.from_pretrained(tmp_path / "out")
+    calibrated = config.calibration
+    assert config.early_exit and calibrated["target"] == {"max_accuracy_drop": 0.05}
+    assert calibrated["data"] == calibration.describe()
+    # int8-dynamic is calibrated image by image, since its results depend on the batch
+    predictions = predict_exits(cascade, calibration, batch_size=1 if precision == "int8-dynamic" else 32)
+    point = predictions.simulate("margin", config.exit_thresholds)
+    assert point.drop <= 0.05 and point.to_dict() == calibrated["operating_point"]
+    assert report.calibration.operating_point.cost == point.cost
 
-    report = json.loads((tmp_path / "out" / "precision.json").read_text())
-    assert report["accuracy"]["model.onnx"]["float32"] == 1.0  # the labels are its own
-    assert report["accuracy"]["model.onnx"][precision] == pytest.approx(
-        (logits[:, -1].argmax(-1) == calibration.labels).mean(), abs=0.1
+    written = json.loads((tmp_path / "out" / "precision.json").read_text())
+    assert written == report.to_dict()
+    accuracy = written["accuracy"]["model.onnx"]
+    assert accuracy["float32"] == 1.0  # the labels are its own
+    assert accuracy[precision] == pytest.approx((logits[:, -1].argmax(-1) == calibration.labels).mean(), abs=0.1)
+    described = json.loads((tmp_path / "out" / "cascade.json").read_text())
+    target = None if precision == "float16" else "avx2"
+    assert (described["precision"], described["target"]) == (precision, target)
+    assert (written["precision"], written["target"], written["num_samples"]) == (precision, target, 60)
+
+
+# Files for the device that runs
+
+
+@pytest.mark.parametrize(
+    ("target", "activations", "bits"), [("arm64", "INT8", 8), ("avx2", "UINT8", 7), ("avx512_vnni", "UINT8", 8)]
+)
+def test_int8_files_are_made_for_their_target(in_float32, model, tmp_path, target, activations, bits):
+    directory = shutil.copytree(in_float32, tmp_path / "out")
+    quantization = Quantization("int8", Images(model, 1, 1), Images(model, 2, 2), target)
+    quantize.convert(directory, FILES, model.config, quantization)
+    graph = onnx.load(directory / "query_3.onnx").graph
+    assert _types_of_activations(graph) == {activations}
+    assert (_largest_weight(graph) <= 64) == (bits == 7)
+
+
+@pytest.mark.parametrize(("target", "bits"), [("arm64", 8), ("avx2", 7), ("avx512_vnni", 8)])
+def test_dynamic_int8_files_are_made_for_their_target(in_float32, model, tmp_path, target, bits):
+    directory = shutil.copytree(in_float32, tmp_path / "out")
+    quantize.convert(
+        directory, FILES[:1], model.config, Quantization("int8-dynamic", Images(model, 1, 1), None, target)
     )
-    assert report["early_exit"]["cost"] == pytest.approx(outcome.cost)
+    assert (_largest_weight(onnx.load(directory / "model.onnx").graph) <= 64) == (bits == 7)
 
 
-def test_heads_and_products_of_activations_stay_in_float(tmp_path, model):
-    files = export(model, PROCESSOR, tmp_path / "out", cascade=True, early_exit=False).files
-    before = {name: onnx.load(tmp_path / "out" / name) for name in files}
-    quantize.convert(tmp_path / "out", "int8", [np.zeros((1, 3, 16, 16), np.float32)], reduce_range=True)
-    for name, graph in before.items():
-        weights = {initializer.name for initializer in graph.graph.initializer}
-        nodes = {node.name: node for node in onnx.load(tmp_path / "out" / name).graph.node}
+def test_the_target_is_by_default_this_machine(model, monkeypatch, tmp_path):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    quantization = Quantization("int8-dynamic", Images(model, 2, 1))
+    assert quantization.target == "arm64"
+    report = export(model, PROCESSOR, tmp_path / "out", exits=[2], quantization=quantization).report
+    assert report.target == "arm64"
+    assert json.loads((tmp_path / "out" / "precision.json").read_text())["target"] == "arm64"
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "target"),
+    [
+        ("arm64", "", "arm64"),
+        ("x86_64", "flags : sse2 avx2", "avx2"),
+        ("AMD64", "flags : avx2 avx_vnni", "avx512_vnni"),
+        ("x86_64", "flags : avx2 avx512f avx512_vnni", "avx512_vnni"),
+    ],
+)
+def test_the_machine_is_told_by_its_processor(monkeypatch, tmp_path, machine, flags, target):
+    (tmp_path / "cpuinfo").write_text(flags)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(quantize, "CPU_INFO", tmp_path / "cpuinfo")
+    assert quantize.host_target() == target
+    monkeypatch.setattr("platform.machine", lambda: "riscv64")
+    with pytest.raises(ValueError, match="a target must be given on a machine of type 'riscv64': 'arm64', 'avx2'"):
+        quantize.host_target()
+
+
+def _types_of_activations(graph: onnx.GraphProto) -> set[str]:
+    """Types of the zero points of what is quantized while the graph runs."""
+    types = {one.name: onnx.TensorProto.DataType.Name(one.data_type) for one in graph.initializer}
+    return {types[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"}
+
+
+def _largest_weight(graph: onnx.GraphProto) -> int:
+    weights = [onnx.numpy_helper.to_array(one) for one in graph.initializer if one.data_type == onnx.TensorProto.INT8]
+    return max(int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim == 2)
+
+
+# What is quantized, and with which ranges
+
+
+def test_heads_and_products_of_activations_stay_in_float(in_float32, model, tmp_path):
+    directory = shutil.copytree(in_float32, tmp_path / "out")
+    quantize.convert(
+        directory, FILES, model.config, Quantization("int8", Images(model, 1, 1), Images(model, 1, 2), "avx2")
+    )
+    for file in FILES:
+        before = onnx.load(in_float32 / file.name).graph
+        weights = {initializer.name for initializer in before.initializer}
+        nodes = {node.name: node for node in onnx.load(directory / file.name).graph.node}
         in_float = []
-        for product in (node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")):
+        for product in (node for node in before.node if node.op_type in ("MatMul", "Gemm")):
             is_int8 = any("DequantizeLinear" in given for given in nodes[product.name].input)
             is_head = "/classifier/" in product.name or "/uncertainty/" in product.name
-            assert is_int8 == (not is_head and bool(weights & set(product.input))), (name, product.name)
+            assert is_int8 == (not is_head and bool(weights & set(product.input))), (file.name, product.name)
             in_float += [product.name] * (not is_int8)
-        if name.startswith("stage"):
-            continue
-        assert any("/classifier/" in kept for kept in in_float), name
-        assert any("/classifier/" not in kept and "/uncertainty/" not in kept for kept in in_float), name
-    assert not (tmp_path / "out" / "converted").exists()
+        if file.kind != "stage":
+            assert any("/classifier/" in name for name in in_float), file.name
+            assert any("/classifier/" not in name and "/uncertainty/" not in name for name in in_float), file.name
+    assert {entry.name for entry in directory.iterdir()} == {entry.name for entry in in_float32.iterdir()}
 
 
-def test_weights_of_7_bits_where_sums_saturate(tmp_path, model, monkeypatch):
-    largest = {}
-    for reduce_range in (True, False):
-        directory = tmp_path / str(reduce_range)
-        export(model, PROCESSOR, directory, exits=[4])
-        quantize.convert(directory, "int8-dynamic", [], reduce_range=reduce_range)
-        weights = [
-            onnx.numpy_helper.to_array(one)
-            for one in onnx.load(directory / "model.onnx").graph.initializer
-            if one.data_type == onnx.TensorProto.INT8
-        ]
-        largest[reduce_range] = max(int(np.abs(weight.astype(int)).max()) for weight in weights if weight.ndim == 2)
-    assert largest[True] <= 64 < largest[False]
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert quantize.needs_reduced_range() is False
+def test_each_graph_gets_the_inputs_it_has_in_a_run(in_float32, model):
+    training = Images(model, 3, seed=2)
+    quantization = Quantization("int8", Images(model, 1, 1), training, "avx2")
+    feeds = dict(quantize._feeds(in_float32, FILES, model.config, quantization))
+    assert list(feeds) == [file.name for file in FILES]
+    given = np.concatenate([feed["pixel_values"] for feed in feeds["model.onnx"]])
+    np.testing.assert_array_equal(np.sort(given, axis=0), np.sort(training.pixel_values.numpy(), axis=0))
+    with torch.no_grad():
+        states = model(torch.from_numpy(given), early_exit=False, output_hidden_states=True).hidden_states
+    for layer in (3, 4):  # neighbouring exits: what one leaves is what the next one's layer reads
+        previous = np.concatenate([feed["previous"] for feed in feeds[f"stage_{layer}.onnx"]])
+        np.testing.assert_allclose(previous, states[layer - 1].numpy(), atol=1e-4)
+    queries = feeds["query_4.onnx"]
+    assert [feed["hidden_queries"].shape[1] for feed in queries] == [1, 16] * 3
+    both = [np.concatenate([queries[2 * k + part]["hidden_queries"] for part in (0, 1)], axis=1) for k in range(3)]
+    np.testing.assert_allclose(np.concatenate(both), states[3].numpy(), atol=1e-4)
+
+
+# Thresholds
 
 
 def test_early_exit_that_was_not_wanted_stays_off(tmp_path, model):
-    quantization = quantize.Quantization(
-        "int8-dynamic", Images(model, 8, 2), Images(model, 30, 1), {"name": "noise"}
-    )
-    export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True, early_exit=False, quantization=quantization)
-    assert json.loads((tmp_path / "out" / "cascade.json").read_text())["early_exit"] is False
+    quantization = Quantization("int8-dynamic", Images(model, 30, 1))
+    output = tmp_path / "out"
+    report = export(
+        model, PROCESSOR, output, exits=[4], cascade=True, early_exit=False, quantization=quantization
+    ).report
+    config = MEViTConfig.from_pretrained(output)
+    assert config.early_exit is False
+    assert config.exit_thresholds == report.calibration.operating_point.thresholds
+
+
+def test_early_exit_is_off_where_nothing_can_be_certified(in_float32, tmp_path, model):
+    directory, config = shutil.copytree(in_float32, tmp_path / "out"), copy.deepcopy(model.config)
+    config.calibration["target"] = {"max_accuracy_drop": 0.01, "confidence": 0.99}  # too much for 30 images
+    quantization = Quantization("float16", Images(model, 30, 1))
+    result = quantize.lower_precision(directory, FILES, config, quantization).calibration
+    assert result.operating_point is None and result.first_failure is not None
+    assert (config.early_exit, config.exit_thresholds, config.calibration) == (False, None, None)
 
 
 def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
     by_hand = tiny_model(exit_thresholds=0.5, early_exit=True)
-    quantization = quantize.Quantization("float16", Images(by_hand, 8, 2), Images(by_hand, 8, 1), {})
+    quantization = Quantization("float16", Images(by_hand, 8, 1))
     with pytest.raises(ValueError, match="set by hand"):
         export(by_hand, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
-    export(by_hand, PROCESSOR, tmp_path / "out", quantization=quantization)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["exit_thresholds"] is None and config["early_exit"] is False
+    report = export(by_hand, PROCESSOR, tmp_path / "out", exits=[4], quantization=quantization).report
+    assert report.calibration is None
+    config = MEViTConfig.from_pretrained(tmp_path / "out")
+    assert config.exit_thresholds is None and config.early_exit is False
     assert by_hand.config.early_exit is True
 
 
-def test_an_unknown_precision_is_named(tmp_path):
-    with pytest.raises(ValueError, match="precision='int4' is unknown; allowed are 'float16', 'int8', 'int8-dynamic'"):
-        quantize.convert(tmp_path, "int4", [])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int4"}, "precision must be one of 'float16', 'int8', 'int8-dynamic', got 'int4'"),
+        ({"precision": "int8-dynamic", "target": "avx"}, "target must be one of 'arm64', 'avx2', 'avx512_vnni', got"),
+        ({"precision": "float16", "target": "avx2"}, "target must be left out with float16"),
+        ({"precision": "int8"}, "'int8' needs training images"),
+    ],
+)
+def test_unknown_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Quantization(calibration=[], **arguments)

@@ -1,0 +1,96 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Loads one way to run a model. As a script, prints what that takes in memory:
+
+    python _memory_probe.py KIND PATH IMAGE THREADS
+
+A module of its own that imports nothing until it is told what to load, so that the process measures that alone. Other
+files of the package are loaded by their path, since the package around them would import torch.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+RUNS = 3  # the first ones still allocate
+
+
+def load(kind: str, path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    """What runs a model on one image (1, C, H, W).
+
+    Args:
+        kind: `"torch"` for a checkpoint, `"onnx"` for a file that takes images to logits, `"cascade"` for an export.
+        path: of it.
+        threads: of one operator; the libraries' choice if 0.
+    """
+    return {"torch": _load_torch, "onnx": _load_onnx, "cascade": _load_cascade}[kind](path, threads)
+
+
+def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    import torch
+    from transformers import AutoModelForImageClassification
+
+    import modeling_mevit  # noqa: F401  registers the model
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = AutoModelForImageClassification.from_pretrained(path).eval()
+
+    @torch.inference_mode()
+    def run(image: np.ndarray) -> Any:
+        return model(torch.from_numpy(image))
+
+    return run
+
+
+def _load_onnx(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda image: session.run(None, {"pixel_values": image})
+
+
+def _load_cascade(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+    # the package's own file: a copy in the export could be anything
+    cascade: Callable[[np.ndarray], Any] = _module("onnx/cascade_mevit.py").Cascade(path, threads=threads)
+    return cascade
+
+
+def _module(file: str) -> ModuleType:
+    """A file of the package as a module, without the package."""
+    path = Path(__file__).parents[1] / file
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(kind: str, path: str, image: str, threads: str) -> None:
+    """Prints the MiB that the process holds at most for loading and running, more than after imports."""
+    memory = _module("reports/environment.py")
+    inputs = np.load(image)
+    if kind == "torch":
+        import transformers  # noqa: F401
+
+        from modeling_mevit import MEViTForImageClassification  # noqa: F401
+    else:
+        import onnxruntime  # noqa: F401
+    before = memory.rss_mib()
+    run = load(kind, Path(path), int(threads))
+    for _ in range(RUNS):
+        run(inputs)
+    print(memory.peak_rss_mib() - before)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

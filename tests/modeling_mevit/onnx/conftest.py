@@ -1,0 +1,53 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An export that many tests read and none changes, and what goes into it. Skipped without the extra `mevit[onnx]`."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import DeiTImageProcessor
+
+from modeling_mevit import MEViTForImageClassification
+from modeling_mevit.data.image_processing import image_processor_for
+from tests.helpers.models import tiny_model
+
+
+if not (find_spec("optimum") and find_spec("optimum.onnxruntime") and find_spec("onnxruntime")):
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest.fixture(scope="session")
+def processor() -> DeiTImageProcessor:
+    return image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)
+
+
+@pytest.fixture
+def calibrated_model() -> MEViTForImageClassification:
+    return tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, processor) -> Path:
+    """An export of the calibrated model, with its cascade; not to be changed."""
+    from modeling_mevit.onnx.export import export
+
+    output = tmp_path_factory.mktemp("export") / "out"
+    export(tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True), processor, output, cascade=True)
+    return output
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="session")
+def image_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("image") / "image.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file
