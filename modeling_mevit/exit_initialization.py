@@ -10,12 +10,13 @@ weight and a bias for each feature, so it can subtract the mean and divide by th
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_mevit import MEViTForImageClassification
+from .modeling_mevit import MEViTForImageClassification
 
 
 SMALLEST_DEVIATION = 1e-4  # of a feature of a normalised state; what varies less is left small
@@ -27,26 +28,28 @@ def standardize_exits(model: MEViTForImageClassification, batches: Iterable[Tens
 
     Args:
         model: whose norms are set, in place.
-        batches: images (B, C, H, W), two at least in all.
+        batches: images (B, C, H, W), at least two in all.
 
     Raises:
-        ValueError: where there are fewer than two images.
+        ValueError: if there are fewer than two images.
     """
     was_training = model.training
     model.eval()
     config = model.config
-    states = []
+    of_batches = []
     for pixel_values in batches:
         hidden_states = model(pixel_values, output_hidden_states=True).hidden_states  # the embeddings come first
-        states.append(torch.stack([hidden_states[layer][:, 0].float() for layer in config.exit_layers]))  # (E, B, d)
+        of_batches.append(
+            torch.stack([hidden_states[layer][:, 0].float() for layer in config.exit_layers])
+        )  # (E, B, d)
     model.train(was_training)
-    states = torch.cat(states, dim=1) if states else torch.empty(1, 0, config.hidden_size)
+    states = torch.cat(of_batches, dim=1) if of_batches else torch.empty(1, 0, config.hidden_size)
     if states.shape[1] < 2:
-        raise ValueError(f"{states.shape[1]} images have no deviation; two at least are needed.")
+        raise ValueError(f"at least two images are needed to standardise exits, got {states.shape[1]}")
     normalised = F.layer_norm(states, states.shape[-1:], eps=config.layer_norm_eps)
     deviations, means = torch.std_mean(normalised, dim=1)  # (E, d)
     for layer, deviation, mean in zip(config.exit_layers, deviations, means, strict=True):
-        norm = model.vit.layernorm if layer == config.num_hidden_layers else model.exits[str(layer)].norm
+        norm: Any = model.vit.layernorm if layer == config.num_hidden_layers else model.exits[str(layer)].norm
         deviation = deviation.clamp_min(SMALLEST_DEVIATION)
         norm.weight.copy_(1 / deviation)
         norm.bias.copy_(-mean / deviation)

@@ -1,14 +1,11 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits.
-
-[`FineTuningTrainer`] is what any fine-tuned ViT needs here, [`MEViTTrainer`] adds the rule.
-"""
+"""Sandwich-rule training with in-place distillation: one forward and one backward pass a step, for all exits."""
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from transformers.training_args import OptimizerNames
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
 
-from modeling_mevit.loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
-from modeling_mevit.exit_initialization import standardize_exits
+from .exit_initialization import standardize_exits
+from .loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
+from .reports.model_card import write_card
+from .training_args import MEViTTrainingArguments
+
+
+_MISSING = [name for name in ("accelerate", "datasets", "evaluate") if find_spec(name) is None]
+if _MISSING:
+    raise ImportError(f"training needs {', '.join(_MISSING)}, not installed here: pip install 'mevit[train]'")
+
+import datasets  # noqa: E402
+import evaluate  # noqa: E402
 
 
 logger = logging.getLogger(__name__)
@@ -30,58 +37,32 @@ logger = logging.getLogger(__name__)
 IMAGES_TO_STANDARDIZE = 1024
 
 
-@dataclass
-class MEViTTrainingArguments(TrainingArguments):
-    """The library's training arguments, and those of the sandwich rule. Defaults are the paper's."""
+class ExitAccuracy(evaluate.Metric):
+    """Share of samples that each exit gets right. N samples, E exits in ascending order.
 
-    num_random_exits: int = field(
-        default=2,
-        metadata={
-            "help": "Exits drawn at random in each step, besides the earliest and the last one (k of the rule)."
-        },
-    )
-    distillation_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the early exits' divergence from the last exit (equation 5)."}
-    )
-    uncertainty_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the squared error of the predicted uncertainty (equation 2)."}
-    )
-    distillation_temperature: float = field(
-        default=1.0,
-        metadata={"help": "Softmax temperature T of the distillation; the divergence is multiplied by T²."},
-    )
-    uncertainty_reaches_backbone: bool = field(
-        default=True,
-        metadata={"help": "Whether the uncertainty loss moves exits and backbone too, or its predictor alone."},
-    )
+    `compute(predictions=(N, E), references=(N,), exit_layers=[…])` gives `accuracy/exit_k` for each exit k, and
+    `accuracy`, that of the last one. It needs no network.
+    """
 
-    exit_learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of exits and predictors; `learning_rate`, the backbone's, by default."},
-    )
-    standardize_exits: bool = field(
-        default=False,
-        metadata={"help": "Whether what each exit's classifier reads is standardised over images before training."},
-    )
-    sgd_momentum: float = field(default=0.9, metadata={"help": "Momentum with `optim: sgd`, whose default has none."})
+    def __init__(self, **kwargs: Any):
+        # each process of a distributed run computes on what was gathered; none needs a file for it
+        super().__init__(keep_in_memory=True, **kwargs)
 
-    def __post_init__(self):
-        if self.ddp_find_unused_parameters is None:
-            self.ddp_find_unused_parameters = False  # every step gives every parameter a gradient
-        super().__post_init__()
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is no part of this loss; allowed is 0."
-            )
-        if self.num_random_exits < 0:
-            raise ValueError(f"num_random_exits={self.num_random_exits} is negative; allowed are 0 and more.")
-        for name in ("distillation_weight", "uncertainty_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is negative; allowed are 0 and more.")
-        if self.exit_learning_rate is not None and self.exit_learning_rate < 0:
-            raise ValueError(f"exit_learning_rate={self.exit_learning_rate} is negative; allowed are 0 and more.")
-        if self.distillation_temperature <= 0:
-            raise ValueError(f"distillation_temperature={self.distillation_temperature} is not above 0.")
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Accuracy of every exit of a multi-exit classifier.",
+            citation="",
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[list[int]], references: list[int], exit_layers: list[int]
+    ) -> dict[str, float]:
+        accuracies = (np.asarray(predictions) == np.asarray(references)[:, None]).mean(0).tolist()  # E numbers
+        per_exit = {f"accuracy/exit_{layer}": value for layer, value in zip(exit_layers, accuracies, strict=True)}
+        return {"accuracy": accuracies[-1], **per_exit}
 
 
 def draw_exits(num_exits: int, num_random: int, seed: int, step: int) -> Tensor:
@@ -110,39 +91,58 @@ class SetEpochCallback(TrainerCallback):
     def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.dataset.set_epoch(int(state.epoch))
 
 
-class FineTuningTrainer(Trainer):
-    """A [`Trainer`] for a ViT with new classifiers: one learning rate for these and one for the backbone, `vit`.
+class MEViTTrainer(Trainer):
+    """A [`Trainer`] whose steps follow the sandwich rule.
 
-    Classifiers that `config.exit_layers` names can be started from standardised states. Evaluation gives
-    `compute_metrics` predictions (B, E). Checkpoints are read as whole models, so that sharded ones (FSDP, DeepSpeed)
-    cannot be resumed.
+    In each step the last exit learns from labels, the earliest exit and some drawn ones learn from labels and from the
+    last exit of the same pass. The loss is the sum over these exits of their batch means:
+    `Σ_i CE_i + λ_u · MSE_i + [i < n] · λ_d · KL_i`. Every exit is computed in every step and those not drawn are
+    multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
+    ones.
+
+    What is not the backbone, `model.vit`, has a learning rate of its own, and exits can be started from standardised
+    states. Evaluation predicts with every exit, and by default reports the accuracy of each ([`ExitAccuracy`]).
+    Checkpoints are read as whole models, so that sharded ones (FSDP, DeepSpeed) cannot be resumed.
+
+    Args:
+        args, kwargs: those of [`Trainer`]; `args` is a [`MEViTTrainingArguments`].
+
+    Raises:
+        ValueError: if `compute_loss_func` is given, or `model_init` together with `standardize_exits`.
     """
 
     args: MEViTTrainingArguments
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("preprocess_logits_for_metrics", predicted_labels)
         super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func must be None, since it would replace the loss of MEViTTrainer")
         if self.model_init is not None and self.args.standardize_exits:
-            raise ValueError("standardize_exits sets the norms of a model; give `model` in place of `model_init`.")
-        # Set this once there is something to report; until then the card is the library's draft.
-        self.write_model_card: Callable[[], None] | None = None
+            raise ValueError("standardize_exits sets the norms of a model; give `model` in place of `model_init`")
+        if self.compute_metrics is None:  # type: ignore[has-type]
+            self.compute_metrics = self.exit_accuracy
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(SetEpochCallback(self.train_dataset))
+        self._sum_of_terms: Tensor | float = 0.0
+        self._num_terms = 0
 
-    @staticmethod
-    def get_optimizer_cls_and_kwargs(args, model=None):
-        optimizer, settings = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        if args.optim == OptimizerNames.SGD:
-            settings["momentum"] = args.sgd_momentum
-        return optimizer, settings
+    def exit_accuracy(self, evaluation: EvalPrediction) -> dict[str, float]:
+        """Accuracy of every exit, from predictions (N, E) and labels (N,): what `compute_metrics` is by default."""
+        return ExitAccuracy().compute(
+            predictions=evaluation.predictions,
+            references=evaluation.label_ids,
+            exit_layers=self.model.config.exit_layers,
+        )
 
-    def create_optimizer(self, *args, **kwargs):
-        """The library's optimizer, with groups of their own for what is not the backbone, at `exit_learning_rate`."""
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The optimizer of [`Trainer`], with groups of their own for what is not backbone, at `exit_learning_rate`."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
         if is_new and self.args.exit_learning_rate is not None:
@@ -153,7 +153,8 @@ class FineTuningTrainer(Trainer):
                 optimizer.add_param_group({**group, "params": own, "lr": self.args.exit_learning_rate})
         return optimizer
 
-    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trains as [`Trainer.train`] does; exits are standardised first, unless training goes on from somewhere."""
         is_fresh = not resume_from_checkpoint and self.state.global_step == 0
         if self.args.standardize_exits and is_fresh:
             standardize_exits(self.model, self._some_images())
@@ -173,57 +174,22 @@ class FineTuningTrainer(Trainer):
             for batch in images:
                 yield batch["pixel_values"].to(self.args.device)
 
-    def leave_mixed_precision(self) -> None:
-        """From here on the model runs in its own precision, as it will where it is loaded. For after training."""
-        self.accelerator.native_amp = False
-        self.use_cpu_amp = False  # the same switch of Transformers 4 on CPU
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Writes the card of `write_model_card` instead of the library's draft."""
-        if self.write_model_card is None:
-            super().create_model_card(*args, **kwargs)
-        elif self.is_world_process_zero():
-            self.write_model_card()
-
-    # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
-    # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_checkpoint(self.model if model is None else model, resume_from_checkpoint)
-
-    def _load_best_model(self):
-        load_checkpoint(self.model, self.state.best_model_checkpoint)
-
-
-class MEViTTrainer(FineTuningTrainer):
-    """A [`FineTuningTrainer`] whose steps follow the sandwich rule.
-
-    In each step the last exit learns from labels, the earliest exit and some drawn ones learn from labels and from the
-    last exit of the same pass. The loss is the sum over these exits of their batch means:
-    `Σ_i CE_i + λ_u · MSE_i + [i < n] · λ_d · KL_i`. Every exit is computed in every step and those not drawn are
-    multiplied by 0, so that no parameter is ever without gradient and distributed training needs no search for unused
-    ones.
-
-    Evaluation predicts with every exit.
-    """
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.compute_loss_func is not None:
-            raise ValueError("compute_loss_func would replace the loss that MEViTTrainer is for; allowed is None.")
-        self._sum_of_terms, self._num_terms = 0.0, 0
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of a step by the sandwich rule, a scalar; the model's own in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs=return_outputs)
 
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        self.model.uncertainty_reaches_backbone = self.args.uncertainty_reaches_backbone
         outputs = model(**inputs)
         label_loss = cross_entropy(outputs.exit_logits, labels)
-        target = uncertainty_target(outputs.exit_logits, labels, self.model.config.uncertainty_target)
+        target = uncertainty_target(outputs.exit_logits, labels)
         divergence = distillation_loss(outputs.exit_logits, self.args.distillation_temperature)
         terms = torch.stack(  # (3, E)
             (
@@ -239,13 +205,19 @@ class MEViTTrainer(FineTuningTrainer):
         loss = (weights[:, None] * terms * drawn.to(terms.device)).sum()
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Runs all exits and keeps their logits, where the library's Trainer would keep those of the last one."""
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Runs all exits and keeps their logits, where [`Trainer`] would keep those of the last one."""
         inputs = {**inputs, "early_exit": False}
         ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
 
-    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""
         if "loss" in logs and self._num_terms:
             terms = self.accelerator.reduce(self._sum_of_terms / self._num_terms, reduction="mean").tolist()
@@ -256,12 +228,28 @@ class MEViTTrainer(FineTuningTrainer):
                 logs |= {f"loss_{name}/exit_{layer}": value for layer, value in zip(layers, values, strict=False)}
         super().log(logs, *args, **kwargs)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes `README.md`: rendered from `metrics.json` where there is one, else the draft of [`Trainer`]."""
+        if not Path(self.args.output_dir, "metrics.json").is_file():
+            super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            write_card(self.args.output_dir)
 
-def load_checkpoint(model: torch.nn.Module, checkpoint: str) -> None:
+    # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
+    # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
+        load_checkpoint(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        load_checkpoint(self.model, self.state.best_model_checkpoint)
+
+
+def load_checkpoint(model: PreTrainedModel, checkpoint: str) -> None:
     """Fills `model` with the weights of a checkpoint directory of its own class and shape.
 
     Raises:
-        ValueError: where the file cannot be read, or a weight is missing, left over or of another shape.
+        ValueError: if the file cannot be read, or a weight is missing, left over or of another shape.
     """
     try:
         loaded, loading = type(model).from_pretrained(
@@ -273,7 +261,7 @@ def load_checkpoint(model: torch.nn.Module, checkpoint: str) -> None:
         f"{len(keys)} {kind.replace('_', ' ')}, first {min(map(str, keys))}" for kind, keys in loading.items() if keys
     ]
     if wrong:
-        raise ValueError(f"{checkpoint} is of another model: {'; '.join(wrong)}.")
+        raise ValueError(f"{checkpoint} is of another model: {'; '.join(wrong)}")
     model.load_state_dict(loaded.state_dict())
 
 
@@ -291,3 +279,11 @@ def get_last_checkpoint(output_dir: str) -> str | None:
         except (FileNotFoundError, json.JSONDecodeError):
             logger.warning("%s was not written to its end and is passed over", checkpoint)
     return None
+
+
+def training_is_complete(checkpoint: str, args: TrainingArguments) -> bool:
+    """Whether a checkpoint already is as far as the arguments want to train."""
+    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    return state.epoch is not None and state.epoch >= args.num_train_epochs

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps what runs gave in one small table: settings, seed, accuracy of every exit, time.
 
-    python training/collect.py training/results/grocery_store --runs runs/vit runs/mevit
+    python training/collect_runs.py training/results/grocery_store --runs runs/vit runs/mevit
 
 Each run is an output directory of `train.py`; its name is the directory's. `runs.json` holds all of `metrics.json`;
 `runs.md` shows the settings that differ between the runs. Runs that the table already has under the same name are
@@ -16,11 +16,13 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from modeling_mevit.reports.model_card import measured_splits
+from modeling_mevit.reports.tables import markdown_table, measured_splits
 
 
 @dataclass
 class CollectArguments:
+    """Which runs are added."""
+
     runs: list[str] = field(metadata={"help": "Output directories of train.py."})
 
 
@@ -28,7 +30,7 @@ def read_run(directory: str) -> dict[str, Any]:
     """What `metrics.json` of a run says, under the name of its directory."""
     file = Path(directory, "metrics.json")
     if not file.is_file():
-        raise ValueError(f"{directory} is no output directory of a finished run; it has no metrics.json.")
+        raise ValueError(f"a run must be the output directory of a finished run, with metrics.json, got {directory}")
     return {"run": Path(directory).resolve().name, **json.loads(file.read_text(encoding="utf-8"))}
 
 
@@ -43,11 +45,10 @@ def table_of(runs: list[dict[str, Any]]) -> str:
     for run in runs:
         settings = [_cell(run["recipe"].get(name)) for name in varying]
         accuracies = [run["exits"][0 if end == "first" else -1].get(f"{split}_accuracy") for split, end in ends]
-        shown = ["–" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies]
+        per_cent = [None if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies]
         seconds = run["training_seconds"]
-        rows.append([run["run"], *settings, *shown, "–" if seconds is None else f"{seconds / 60:.0f}"])
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+        rows.append([run["run"], *settings, *per_cent, None if seconds is None else f"{seconds / 60:.0f}"])
+    return markdown_table(header, rows)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
@@ -59,9 +60,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     runs = {run["run"]: run for run in json.loads(table.read_text(encoding="utf-8"))} if table.is_file() else {}
     added = [read_run(directory) for directory in arguments.runs]
     if len({run["run"] for run in added}) < len(added):
-        raise ValueError(
-            f"--runs {' '.join(arguments.runs)} have directories of the same name; names tell runs apart."
-        )
+        raise ValueError(f"--runs must be directories of different names, got {' '.join(arguments.runs)}")
     runs |= {run["run"]: run for run in added}
     in_order = [runs[name] for name in sorted(runs)]
     known.directory.mkdir(parents=True, exist_ok=True)
@@ -70,8 +69,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return in_order
 
 
-def _cell(value: Any) -> str:
-    return "–" if value is None else str(value).replace("|", "\\|")
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, dict | list) else value
 
 
 if __name__ == "__main__":

@@ -1,37 +1,43 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Compares trained models on the same photos, with a 95 % paired bootstrap interval of each difference.
+"""Compares trained models on the same images, with a 95 % paired bootstrap interval of each difference.
 
-    python training/bootstrap.py --baseline runs/vit --runs runs/mevit
+    python training/compare_runs.py --baseline runs/vit --runs runs/mevit
 
 Each directory is the output of `train.py`. Several directories on a side are seeds of one recipe: accuracies are their
-mean and standard deviation, and a photo counts with the share of seeds that get it right.
+mean and standard deviation, and an image counts with the fraction of seeds that get it right.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import bootstrap
 from transformers import HfArgumentParser
 
+from modeling_mevit.reports.tables import markdown_table
+
 
 @dataclass
-class BootstrapArguments:
+class CompareRunsArguments:
+    """Which runs are compared, and on what."""
+
     baseline: list[str] = field(metadata={"help": "Output directories whose last exit is compared with."})
     runs: list[str] = field(metadata={"help": "Output directories of which every exit is compared."})
     split: str = field(
-        default="test", metadata={"help": "'test', or 'validation', for a recipe is chosen without the test photos."}
+        default="test", metadata={"help": "'test', or 'validation', to choose a recipe by, without the test images."}
     )
-    resamples: int = field(default=10_000, metadata={"help": "Bootstrap samples of the photos."})
+    resamples: int = field(default=10_000, metadata={"help": "Bootstrap samples of the images."})
 
     def __post_init__(self):
         if self.split not in ("test", "validation"):
-            raise ValueError(f"split={self.split!r} is neither 'test' nor 'validation'.")
+            raise ValueError(f"split must be 'test' or 'validation', got {self.split!r}")
 
 
-def correct_predictions(directories: list[str], split: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+def correct_predictions(directories: Sequence[str | Path], split: str) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Reads the predictions on a split from each directory.
 
     Returns:
@@ -41,34 +47,37 @@ def correct_predictions(directories: list[str], split: str) -> tuple[list[int], 
     for directory, file in zip(directories, files, strict=True):
         for name in ("exit_layers", "labels"):
             if file[name] != files[0][name]:
-                raise ValueError(f"{directory} was measured on other {name} than {directories[0]}.")
+                raise ValueError(f"{directory} must have the same {name} as {directories[0]}, and has others")
     labels = np.array(files[0]["labels"])
     right = np.stack([np.array(file["predictions"]) == labels[:, None] for file in files])
     return files[0]["exit_layers"], right, labels
 
 
 def paired_interval(difference: np.ndarray, resamples: int) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean of `difference`, (N,), one value a photo. Seeded."""
+    """95 % percentile bootstrap interval of the mean of `difference`, (N,), one value an image. Seeded."""
     if not difference.any():
         return 0.0, 0.0
     result = bootstrap((difference,), np.mean, n_resamples=resamples, method="percentile", rng=0, batch=1000)
-    return tuple(result.confidence_interval)
+    low, high = result.confidence_interval
+    return float(low), float(high)
 
 
-def compare_exits(baseline: list[str], runs: list[str], split: str, resamples: int) -> tuple[list[float], list[dict]]:
+def compare_exits(
+    baseline: Sequence[str | Path], runs: Sequence[str | Path], split: str, resamples: int
+) -> tuple[list[float], list[dict[str, Any]]]:
     """Every exit of `runs` against the last exit of `baseline`.
 
     Returns:
         The baseline's accuracy for each seed; one row for each exit: `exit`, `seeds` (accuracy for each), `accuracy`
-        and `std` over them (None of one), `difference` and its `interval`. All are shares, not per cent.
+        and `std` over them (None of one), `difference` and its `interval`. All are fractions, not per cent.
 
     Raises:
-        ValueError: where directories were measured on different photos or have different exits.
+        ValueError: if directories were measured on different images or have different exits.
     """
     _, base, base_labels = correct_predictions(baseline, split)
     layers, right, labels = correct_predictions(runs, split)
     if not np.array_equal(labels, base_labels):
-        raise ValueError(f"{runs[0]} was measured on other photos than {baseline[0]}.")
+        raise ValueError(f"{runs[0]} must be measured on the same images as {baseline[0]}, and has other labels")
     plain = base[:, :, -1]  # (seeds, N)
     rows = []
     for place, layer in enumerate(layers):
@@ -87,16 +96,16 @@ def compare_exits(baseline: list[str], runs: list[str], split: str, resamples: i
     return plain.mean(1).tolist(), rows
 
 
-def main(argv: list[str] | None = None) -> list[dict]:
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Prints the table of all exits. Returns the rows of [`compare_exits`]."""
-    (arguments,) = HfArgumentParser(BootstrapArguments).parse_args_into_dataclasses(argv)
+    (arguments,) = HfArgumentParser(CompareRunsArguments).parse_args_into_dataclasses(argv)
     plain, rows = compare_exits(arguments.baseline, arguments.runs, arguments.split, arguments.resamples)
     print(f"baseline: {mean_and_std(plain)}\n")
-    print("| exit | accuracy (%) | difference (points) | 95 % interval |\n| --- | --- | --- | --- |")
+    cells = []
     for row in rows:
         low, high = (f"{100 * end:+.1f}" for end in row["interval"])
-        accuracy = mean_and_std(row["seeds"])
-        print(f"| {row['exit']} | {accuracy} | {100 * row['difference']:+.1f} | {low} … {high} |")
+        cells.append((row["exit"], mean_and_std(row["seeds"]), f"{100 * row['difference']:+.1f}", f"{low} … {high}"))
+    print(markdown_table(("exit", "accuracy (%)", "difference (points)", "95 % interval"), cells))
     return rows
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 """Trains a tiny model for some steps, as one of any number of processes, and writes what came of it:
-`torchrun --nproc_per_node N distributed.py DIRECTORY`. The global batch is 8, whatever N is."""
+`torchrun --nproc_per_node N distributed_process.py DIRECTORY`. The global batch is 8, whatever N is."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from tests.training.test_trainer import make_trainer  # noqa: E402
-
-
 if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    world_size = int(os.environ["WORLD_SIZE"])
+    sys.path[0] = str(Path(__file__).parents[2])  # in place of this folder, whose modules have common names
+
+from tests.helpers.trainers import make_trainer
+
+
+def train(directory: Path, world_size: int) -> None:
+    """Trains as one of `world_size` processes. The main one writes `report.json` and the model."""
     trainer = make_trainer(
         directory,
         optim="sgd",
@@ -38,3 +38,7 @@ if __name__ == "__main__":
             "accuracy": metrics["eval_accuracy/exit_2"],
         }
         (directory / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    train(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))

@@ -5,27 +5,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from modeling_mevit import MEViTForImageClassification
-from tests.training.test_trainer import assert_same_weights
+from tests.helpers import distributed_process
+from tests.helpers.trainers import assert_same_weights
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "distributed.py"
-
-
-def trained_by(processes: int, directory: Path) -> dict:
-    directory.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*command, str(SCRIPT), str(directory)], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+def report_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "report.json").read_text())
 
 
 def test_two_processes_follow_the_trajectory_of_one(tmp_path):
-    one, two = trained_by(1, tmp_path / "one"), trained_by(2, tmp_path / "two")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    distributed_process.train(tmp_path / "one", world_size=1)
+    # standalone: a free port of its own
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [distributed_process.__file__, str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    one, two = (report_of(tmp_path / name) for name in ("one", "two"))
     assert (two["world_size"], two["backend"]) == (2, "gloo")
     assert len(one["log"]) == 10
     for ours, theirs in zip(two["log"], one["log"], strict=True):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tests.helpers.models import tiny_model
 from modeling_mevit.exit_initialization import standardize_exits
+from tests.helpers.models import tiny_model
 
 
 def test_classifiers_read_features_of_mean_0_and_deviation_1():
@@ -33,5 +33,5 @@ def test_a_feature_that_does_not_vary_stays_finite():
 
 @pytest.mark.parametrize("batches", [[], [torch.randn(1, 3, 16, 16)]])
 def test_fewer_than_two_images_are_refused(batches):
-    with pytest.raises(ValueError, match=f"{len(batches)} images have no deviation; two at least are needed"):
+    with pytest.raises(ValueError, match=f"at least two images are needed to standardise exits, got {len(batches)}"):
         standardize_exits(tiny_model(), batches)

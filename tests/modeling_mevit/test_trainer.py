@@ -1,80 +1,30 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 import functools
-import io
+import importlib
 import shutil
+import sys
 
-import datasets
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate.state import AcceleratorState
-from PIL import Image
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
 
 from modeling_mevit import MEViTForImageClassification
-from modeling_mevit.data import ImageClassificationDataset, image_processor_for, train_transform
-from modeling_mevit.early_exit.metrics import ExitAccuracy
-from tests.helpers.models import tiny_model
-from training import trainer as trainer_module
+from modeling_mevit import trainer as trainer_module
 from modeling_mevit.trainer import (
+    ExitAccuracy,
     MEViTTrainer,
     MEViTTrainingArguments,
     draw_exits,
     get_last_checkpoint,
     load_checkpoint,
+    training_is_complete,
 )
-
-
-def random_images(count: int) -> ImageClassificationDataset:
-    """Noise of 24 px with labels in turn, randomly cropped to 16 px: what a step sees depends on the augmentation."""
-    rng = np.random.default_rng(0)
-    images = []
-    for _ in range(count):
-        file = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(file, format="PNG")
-        images.append({"path": None, "bytes": file.getvalue()})
-    rows = datasets.Dataset.from_dict({"image": images, "label": [i % 5 for i in range(count)]})
-    processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=24)
-    return ImageClassificationDataset(rows.cast_column("image", datasets.Image(decode=False)), train_transform(processor), seed=3)
-
-
-def make_trainer(output_dir, *, model=None, images=40, optim="adamw_torch", **settings) -> MEViTTrainer:
-    arguments = {
-        "output_dir": str(output_dir),
-        "per_device_train_batch_size": 8,
-        "num_train_epochs": 2,
-        "learning_rate": 1e-3,
-        "num_random_exits": 0,
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "seed": 0,
-        **settings,
-    }
-    return MEViTTrainer(
-        model=model or tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6]),
-        args=MEViTTrainingArguments(optim=optim, **arguments),
-        train_dataset=random_images(images),
-        eval_dataset=random_images(10),
-        compute_metrics=lambda evaluation: ExitAccuracy().compute(
-            predictions=evaluation.predictions, references=evaluation.label_ids, exit_layers=[2, 3, 4, 5, 6]
-        ),
-    )
-
-
-def losses(trainer: MEViTTrainer) -> dict[int, float]:
-    """Training loss of each step."""
-    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-
-
-def assert_same_weights(model, other):
-    for (name, ours), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
+from tests.helpers.models import tiny_model
+from tests.helpers.trainers import assert_same_weights, losses, make_trainer, random_images
 
 
 # The draw
@@ -104,9 +54,8 @@ def test_the_draw_depends_on_seed_and_step_alone():
 # The loss
 
 
-@pytest.mark.parametrize("target", ["distance", "error"])
-def test_loss_against_a_loop_over_the_drawn_exits(tmp_path, target):
-    model = tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6], uncertainty_target=target)
+def test_loss_against_a_loop_over_the_drawn_exits(tmp_path):
+    model = tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6])
     trainer = make_trainer(
         tmp_path,
         model=model,
@@ -127,9 +76,8 @@ def test_loss_against_a_loop_over_the_drawn_exits(tmp_path, target):
             continue
         logits = outputs.exit_logits[:, place]
         probabilities = logits.detach().softmax(-1)
-        wrong = (probabilities.argmax(-1) != labels).float()
         distance = (probabilities - F.one_hot(labels, 5)).abs().sum(-1).tanh()
-        error = outputs.exit_uncertainty[:, place] - (distance if target == "distance" else wrong)
+        error = outputs.exit_uncertainty[:, place] - distance
         expected += F.cross_entropy(logits, labels) + 0.7 * (error**2).mean()
         if place < 4:
             teacher, student = (last / 2).softmax(-1), (logits / 2).softmax(-1)
@@ -149,18 +97,6 @@ def test_every_parameter_gets_a_gradient_and_exits_not_drawn_get_0(tmp_path, unc
     for layer in (3, 4, 5):
         assert gradients[f"exits.{layer}.classifier.weight"].eq(0).all()
     assert gradients["uncertainty.weight"].ne(0).any() == (uncertainty_weight > 0)
-
-
-def test_the_uncertainty_loss_can_be_kept_from_the_backbone(tmp_path):
-    def backbone_gradient(**settings):
-        trainer = make_trainer(tmp_path, **settings)
-        inputs = {"pixel_values": torch.ones(5, 3, 16, 16), "labels": torch.arange(5)}
-        trainer.compute_loss(trainer.model.train(), inputs).backward()
-        return trainer.model.vit.layernorm.weight.grad
-
-    without_loss = backbone_gradient(uncertainty_weight=0.0)
-    torch.testing.assert_close(backbone_gradient(uncertainty_reaches_backbone=False), without_loss)
-    assert not backbone_gradient(uncertainty_reaches_backbone=True).allclose(without_loss)
 
 
 def test_logs_each_term_of_each_exit(tmp_path):
@@ -188,37 +124,26 @@ def test_evaluation_reports_every_exit(tmp_path):
     assert metrics["eval_accuracy"] == metrics["eval_accuracy/exit_6"]
 
 
-@pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["asked of accelerate", "asked of the Trainer"])
-def test_final_evaluation_is_in_the_precision_of_the_checkpoint(tmp_path, monkeypatch, settings, trained):
-    monkeypatch.setattr("modeling_mevit.trainer.predicted_labels", lambda exit_logits, labels: exit_logits)
-    # set for the test alone; the arguments write it into the environment
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    AcceleratorState._reset_state()
-    trainer = make_trainer(tmp_path, max_steps=1, **settings)
-    trainer.compute_metrics = None
-    if trained:
-        trainer.train()
-        mixed = trainer.predict(trainer.eval_dataset).predictions
-    trainer.leave_mixed_precision()
-    given = trainer.predict(trainer.eval_dataset).predictions
-    AcceleratorState._reset_state()
-
-    pixel_values = torch.stack([sample["pixel_values"] for sample in trainer.eval_dataset])
-    with torch.no_grad():
-        expected = trainer.model.eval()(pixel_values).exit_logits.numpy()
-    np.testing.assert_allclose(given, expected, atol=1e-5)
-    if trained:
-        assert np.abs(mixed - expected).max() > 1e-4
+def test_accuracy_by_hand():
+    predictions, labels = np.array([[0, 1], [2, 2], [1, 0], [1, 0]]), np.array([0, 2, 0, 0])
+    given = ExitAccuracy().compute(predictions=predictions, references=labels, exit_layers=[6, 12])
+    assert given == {"accuracy": 0.75, "accuracy/exit_6": 0.5, "accuracy/exit_12": 0.75}
 
 
-def test_sgd_has_momentum(tmp_path):
-    trainer = make_trainer(tmp_path, optim="sgd", sgd_momentum=0.8)
-    assert trainer.create_optimizer().param_groups[0]["momentum"] == 0.8
-    assert "momentum" not in make_trainer(tmp_path).create_optimizer().param_groups[0]
+def test_metrics_of_ones_own_replace_the_accuracy_of_every_exit(tmp_path):
+    def first_exit(evaluation: EvalPrediction) -> dict[str, float]:
+        return {"first_exit": float(np.mean(evaluation.predictions[:, 0]))}
+
+    trainer = make_trainer(tmp_path)
+    trainer = MEViTTrainer(
+        model=trainer.model, args=trainer.args, eval_dataset=trainer.eval_dataset, compute_metrics=first_exit
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_first_exit"] == np.mean(trainer.predict(trainer.eval_dataset).predictions[:, 0])
+    assert not any("accuracy" in name for name in metrics)
 
 
-def test_exits_and_predictors_have_a_learning_rate_of_their_own(tmp_path):
+def test_exits_and_predictor_have_a_learning_rate_of_their_own(tmp_path):
     settings = {"learning_rate": 0.0, "exit_learning_rate": 1e-3, "weight_decay": 0.1}
     trainer = make_trainer(tmp_path, num_random_exits=3, max_steps=3, **settings)
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
@@ -279,7 +204,7 @@ def test_a_calibrated_model_is_evaluated_at_every_exit(tmp_path):
     assert trainer.predict(unlabelled).predictions.shape == (10, 5)
 
 
-def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
+def test_the_trainer_of_transformers_can_train_and_evaluate_it(tmp_path):
     arguments = TrainingArguments(str(tmp_path), max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
     trainer = Trainer(
         model=tiny_model(),
@@ -291,8 +216,9 @@ def test_the_librarys_own_trainer_can_train_and_evaluate_it(tmp_path):
         },
     )
     assert trainer.train().global_step == 2
-    assert trainer.predict(trainer.eval_dataset).predictions.shape == (10, 5)
-    assert 0 <= trainer.evaluate()["eval_accuracy"] <= 1
+    logits = trainer.predict(trainer.eval_dataset).predictions
+    assert logits.shape == (10, 5)
+    assert trainer.evaluate()["eval_accuracy"] == np.mean(logits.argmax(1) == np.arange(10) % 5)
 
 
 def test_no_search_for_unused_parameters_unless_asked_for(tmp_path):
@@ -301,7 +227,7 @@ def test_no_search_for_unused_parameters_unless_asked_for(tmp_path):
 
 
 def test_another_loss_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="compute_loss_func would replace the loss"):
+    with pytest.raises(ValueError, match="compute_loss_func must be None"):
         MEViTTrainer(
             model=tiny_model(),
             args=MEViTTrainingArguments(str(tmp_path), report_to="none", use_cpu=True),
@@ -312,17 +238,51 @@ def test_another_loss_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_random_exits": -1}, "num_random_exits=-1 is negative"),
-        ({"distillation_weight": -0.5}, "distillation_weight=-0.5 is negative"),
-        ({"uncertainty_weight": -1.0}, "uncertainty_weight=-1.0 is negative"),
-        ({"exit_learning_rate": -1e-3}, "exit_learning_rate=-0.001 is negative"),
-        ({"distillation_temperature": 0.0}, "distillation_temperature=0.0 is not above 0"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is no part of this loss"),
+        ({"num_random_exits": -1}, "num_random_exits must be 0 or more, got -1"),
+        ({"distillation_weight": -0.5}, "distillation_weight must be 0 or more, got -0.5"),
+        ({"uncertainty_weight": -1.0}, "uncertainty_weight must be 0 or more, got -1.0"),
+        ({"exit_learning_rate": -1e-3}, "exit_learning_rate must be 0 or more, got -0.001"),
+        ({"warmup_steps": -1}, "warmup_steps must be 0 or more, got -1"),
+        ({"distillation_temperature": 0.0}, "distillation_temperature must be above 0, got 0.0"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor must be 0, .* got 0.1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 0), (3, 3), (0.25, 3)])
+def test_warm_up_is_in_steps_or_a_fraction_of_all(tmp_path, warmup, steps):
+    trainer = make_trainer(tmp_path, warmup_steps=warmup)
+    assert trainer.args.warmup_steps == warmup
+    assert trainer.args.get_warmup_steps(10) == steps
+    trainer.create_optimizer_and_scheduler(num_training_steps=10)
+    rates = []
+    for _ in range(10):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates.index(max(rates)) == steps
+
+
+@pytest.mark.parametrize("has_metrics", [True, False])
+def test_the_card_is_rendered_where_there_are_metrics(tmp_path, monkeypatch, has_metrics):
+    written = []
+    monkeypatch.setattr("modeling_mevit.trainer.write_card", written.append)
+    trainer = make_trainer(tmp_path)
+    if has_metrics:
+        (tmp_path / "metrics.json").write_text("{}")
+    trainer.create_model_card()
+    assert written == ([str(tmp_path)] if has_metrics else [])
+    assert (tmp_path / "README.md").is_file() is not has_metrics  # else the draft of Transformers
+
+
+def test_without_accelerate_one_line_tells_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "accelerate" else "found")
+    monkeypatch.delitem(sys.modules, "modeling_mevit.trainer")
+    with pytest.raises(ImportError, match=r"^training needs accelerate, .*: pip install 'mevit\[train\]'$"):
+        importlib.import_module("modeling_mevit.trainer")
 
 
 # One trajectory
@@ -430,3 +390,20 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path, c
     (tmp_path / "checkpoint-100" / "trainer_state.json").write_text(whole[: len(whole) // 2])
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-10")
     assert "checkpoint-100 was not written to its end" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("state", "settings", "is_complete"),
+    [
+        ({"global_step": 10, "epoch": 2.0}, {"num_train_epochs": 2}, True),
+        ({"global_step": 9, "epoch": 1.8}, {"num_train_epochs": 2}, False),
+        ({"global_step": 10, "epoch": 2.0}, {"num_train_epochs": 3}, False),
+        ({"global_step": 4, "epoch": 0.8}, {"max_steps": 4}, True),
+        ({"global_step": 4, "epoch": 0.8}, {"max_steps": 5}, False),
+        ({"global_step": 4, "epoch": 0.8}, {"max_steps": -1, "num_train_epochs": 1}, False),
+    ],
+)
+def test_a_checkpoint_is_complete_when_it_is_as_far_as_wanted(tmp_path, state, settings, is_complete):
+    TrainerState(**state).save_to_json(str(tmp_path / "trainer_state.json"))
+    args = MEViTTrainingArguments(str(tmp_path), report_to="none", use_cpu=True, **settings)
+    assert training_is_complete(str(tmp_path), args) is is_complete

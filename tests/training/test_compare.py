@@ -3,14 +3,22 @@
 """The whole comparison, on a folder of colours and models of milliseconds."""
 
 import json
+import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
+import compare
+import measurements
+import train
+from modeling_mevit import CalibrationTarget, DataSource
+from modeling_mevit.early_exit.calibration import calibrate_predictions
+from modeling_mevit.early_exit.predictions import predict_exits
 from tests.helpers.images import write_colours
-from tests.training.test_train import COLOURS, SETTINGS
-from training import compare
+from tests.helpers.runs import SETTINGS, SHAPE
 
 
 MODELS = {
@@ -20,18 +28,16 @@ MODELS = {
         "seeds": [0],
         "options": {
             "architecture": "transfg",
-            "model_config": {**SETTINGS["model_config"], "patch_stride": 3},
+            "model_config": {**SHAPE, "patch_stride": 3},
         },
     },
 }
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
+def directory(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("compare")
-    write_colours(
-        directory / "colours", COLOURS, {"train": 12, "validation": 4, "test": 6}, deviation=250, shape=(22, 26)
-    )
+    write_colours(directory / "colours", deviation=250, shape=(22, 26))
     recipe = {**SETTINGS, "num_train_epochs": 1, "dataset": str(directory / "colours")}
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = {
@@ -46,7 +52,7 @@ def directory(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(directory):
+def results(directory) -> dict[str, Any]:
     return compare.main([str(directory / "compare.yaml")])
 
 
@@ -57,7 +63,7 @@ def test_every_model_and_exit_is_in_the_table(results, directory):
     assert "| TransFG | 5.71 | 1.78 |" in table
     assert "| MEViT_6 | 0.50 | 0.43 |" in table
     assert results["cost"]["mevit_1"]["here"] < results["cost"]["mevit_1"]["published"] < 1
-    assert results["latency"]["ratio"]["vit"] == 1
+    assert results["latency"]["relative_latency"]["vit"] == 1
     assert len(results["attention_similarity"]) == 3
 
 
@@ -79,19 +85,32 @@ def test_class_changes_are_the_mean_over_seeds(results, directory):
     assert results["class_changes"] == pytest.approx(np.mean(changes, axis=0).tolist())
 
 
-def test_early_exit_curve_is_that_of_thresholds_from_validation(results):
-    for curve in results["early_exit"]:
-        assert [point["budget"] for point in curve] == pytest.approx(compare.BUDGETS.tolist())
-        assert all(0.1 < point["cost"] <= 0.8 and 0 <= point["accuracy"] <= 1 for point in curve)
+def test_early_exit_curve_is_that_of_thresholds_from_validation(results, directory):
+    for seed, curve in enumerate(results["early_exit"]):
+        assert [point["budget"] for point in curve] == pytest.approx(measurements.BUDGETS.tolist())
+        run = directory / f"runs/mevit-seed{seed}"
+        validation, test = (
+            predict_exits(
+                measurements.load(run), measurements.images_of(DataSource(str(directory / "colours"), split), run)
+            )
+            for split in ("validation", "test")
+        )
+        for point in curve:
+            target = CalibrationTarget(max_cost=point["budget"])
+            chosen = calibrate_predictions(validation, target, policy="confidence", num_labels=3).operating_point
+            assert chosen is None or chosen.cost <= point["budget"]
+            # None: it is best to run every image to the end
+            expected = test.simulate("confidence", [-math.inf] * 2 if chosen is None else chosen.thresholds)
+            assert (point["cost"], point["accuracy"]) == (expected.cost, expected.accuracy)
 
 
 def test_nothing_is_done_twice(results, directory, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("done again")
 
-    for name in ("early_exit_curve", "latencies", "attention", "costs"):
-        monkeypatch.setattr(compare, name, never)
-    monkeypatch.setattr(compare.train, "run", never)
+    for name in ("early_exit_curve", "latencies", "attention_similarity", "model_costs"):
+        monkeypatch.setattr(measurements, name, never)
+    monkeypatch.setattr(train, "run", never)
     assert compare.main([str(directory / "compare.yaml")])["accuracy"] == results["accuracy"]
 
 
@@ -100,13 +119,14 @@ def test_what_is_missing_or_depends_on_something_else_is_measured_anew(results, 
     (report / "cost.json").rename(report / "cost.partial")  # interrupted
     (report / "attention.png").unlink()
     measured = []
-    for name in ("costs", "attention", "latencies", "early_exit_curve"):
-        original = getattr(compare, name)
-        monkeypatch.setattr(
-            compare, name, lambda *args, n=name, original=original: (measured.append(n), original(*args))[1]
-        )
+
+    def watched(name, original):
+        return lambda *args, **options: (measured.append(name), original(*args, **options))[1]
+
+    for name in ("model_costs", "attention_similarity", "latencies", "early_exit_curve"):
+        monkeypatch.setattr(measurements, name, watched(name, getattr(measurements, name)))
     again = compare.main([str(directory / "compare.yaml"), "--policy", "margin"])
-    assert sorted(measured) == ["attention", "costs", "early_exit_curve", "early_exit_curve"]
+    assert sorted(measured) == ["attention_similarity", "early_exit_curve", "early_exit_curve", "model_costs"]
     assert again["cost"] == results["cost"] and (report / "attention.png").is_file()
 
 
@@ -121,10 +141,10 @@ def test_a_run_of_another_recipe_is_refused(results, directory):
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"mevit": {"seeds": [0]}}, "lack 'vit', which the others are compared with"),
-        ({**MODELS, "transfg": {"options": {}}}, "'transfg' needs 'seeds'"),
-        ({**MODELS, "other": {"seeds": [0]}}, "are not all known; allowed are vit, mevit and transfg"),
-        ({**MODELS, "mevit": {"seeds": [0], "epochs": 3}}, "'mevit' needs 'seeds' and may have 'options'"),
+        ({"mevit": {"seeds": [0]}}, "models must have 'vit' and 'mevit', got"),
+        ({**MODELS, "transfg": {"options": {}}}, "'transfg' must have 'seeds'"),
+        ({**MODELS, "other": {"seeds": [0]}}, "models must be vit, mevit and transfg, got"),
+        ({**MODELS, "mevit": {"seeds": [0], "epochs": 3}}, "'mevit' must have 'seeds' and may have 'options', got"),
     ],
 )
 def test_bad_settings_get_a_message(directory, models, message):
@@ -133,7 +153,35 @@ def test_bad_settings_get_a_message(directory, models, message):
 
 
 def test_options_that_cannot_be_compared_are_refused_before_training(directory):
-    with pytest.raises(ValueError, match="policy='luck' is unknown"):
+    with pytest.raises(ValueError, match="policy must be one of .*, got 'luck'"):
         compare.main([str(directory / "compare.yaml"), "--policy", "luck"])
-    with pytest.raises(ValueError, match="selection_fraction leaves the test photos alone"):
+    with pytest.raises(ValueError, match="selection_fraction must be 0"):
         compare.main([str(directory / "compare.yaml"), "--selection_fraction", "0.1"])
+    with pytest.raises(ValueError, match="--learnin_rate 1 is not an option of train.py"):
+        compare.main([str(directory / "compare.yaml"), "--learnin_rate", "1"])
+
+
+def test_settings_of_a_run_come_from_recipe_comparison_command_line_and_model(directory):
+    settings = yaml.safe_load((directory / "compare.yaml").read_text())
+    models = {"vit": {"seeds": [5], "options": {"exit_layers": [3]}}, "mevit": {"seeds": [0]}}
+    changed = {**settings, "models": models, "num_train_epochs": 7, "learning_rate": 0.5}
+    config = directory / "changed.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    comparison = compare.read([str(config), "--learning_rate", "0.25", "--exit_layers", "2", "3"])
+    (vit,), (mevit,) = (comparison.runs[name].values() for name in ("vit", "mevit"))
+    for run in (vit, mevit):
+        assert run.data.image_size == SETTINGS["image_size"]  # of the recipe
+        assert run.training.num_train_epochs == 7
+        assert run.training.learning_rate == 0.25
+    assert (vit.model.exit_layers, mevit.model.exit_layers) == ([3], [2, 3])
+    assert (vit.training.seed, mevit.training.seed) == (5, 0)
+    assert vit.training.output_dir == str(directory / "runs" / "vit-seed5")
+
+
+@pytest.mark.parametrize("name", ["compare_grocery_store", "compare_stanford_cars"])
+def test_every_comparison_is_understood_from_any_directory(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    comparison = compare.read([f"{name}.yaml", "--dataset", "somewhere"])
+    for run in (run for runs in comparison.runs.values() for run in runs.values()):
+        assert run.data.dataset == "somewhere" and run.data.image_size == 112
+        assert run.training.exit_learning_rate == 3e-3

@@ -9,71 +9,56 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
+import run_results
+import settings
+import train
 from modeling_mevit import cli
-from modeling_mevit.data import load_splits, train_transform
-from tests.helpers.images import write_colours
-from training import train
+from modeling_mevit.data.datasets import load_splits
+from modeling_mevit.data.image_processing import train_transform
+from tests.helpers.images import COLOURS, write_colours
+from tests.helpers.runs import SHAPE, config_file
 
 
 ROOT = Path(__file__).parents[2]
-COLOURS = {"crimson": (200, 20, 60), "indigo": (75, 0, 130), "teal": (0, 128, 128)}
-SIZES = {"train": 12, "validation": 4, "test": 6}
-
-SETTINGS = {
-    "image_size": 16,
-    "resize_size": 20,
-    "exit_layers": [1, 2, 3],
-    "model_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "patch_size": 4,
-    },
-    "learning_rate": 0.003,
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 6,
-    "eval_strategy": "epoch",
-    "save_strategy": "steps",
-    "save_steps": 4,
-    "logging_steps": 1,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-    "report_to": "none",
-    "seed": 0,
-}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
     """Noise around one colour a class, in ImageFolder layout."""
-    return write_colours(tmp_path_factory.mktemp("colours"), COLOURS, SIZES, deviation=40, shape=(22, 26))
-
-
-def config_file(directory: Path, **settings) -> str:
-    file = directory / "config.yaml"
-    file.write_text(yaml.safe_dump({**SETTINGS, **settings}))
-    return str(file)
+    return write_colours(tmp_path_factory.mktemp("colours"), deviation=40, shape=(22, 26))
 
 
 @pytest.fixture(scope="session")
-def finished(folder, tmp_path_factory) -> tuple[Path, dict]:
+def finished(folder, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
     """Output directory and metrics of a whole run."""
     directory = tmp_path_factory.mktemp("run")
     output = directory / "colours-mevit"
     return output, train.main([config_file(directory), "--dataset", str(folder), "--output_dir", str(output)])
+
+
+@pytest.fixture
+def run_again(finished, folder, tmp_path):
+    """A copy of that run, and what gives its command again, with further options."""
+    output = shutil.copytree(finished[0], tmp_path / finished[0].name)
+    command = [config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(output)]
+    return output, lambda *options: train.main([*command, *options])
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """All files of a directory but its checkpoints."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 def test_writes_everything(finished):
@@ -107,7 +92,17 @@ def test_metrics_are_of_every_exit(finished):
     parameters = [row["parameters"] for row in metrics["exits"]]
     assert parameters[1] - parameters[0] == parameters[2] - parameters[1] > 0
     assert metrics["recipe"]["learning_rate"] == 0.003
+    assert metrics["recipe"]["model_config"] == SHAPE
     assert metrics["dataset"].startswith("colours") and "/" not in metrics["dataset"]
+    assert metrics["card"] == {
+        "model_name": "colours-mevit",
+        "license": None,
+        "dataset_on_hub": False,
+        "base_model": None,
+        "base_model_on_hub": False,
+    }
+    assert metrics["environment"]["torch"] == version("torch")
+    assert metrics["training_seconds"] > 0
 
 
 def test_a_run_that_chooses_a_recipe_leaves_test_alone(folder, tmp_path, capsys):
@@ -123,12 +118,11 @@ def test_a_run_that_chooses_a_recipe_leaves_test_alone(folder, tmp_path, capsys)
     assert {result.dataset_split for result in results} == {"validation"}
 
 
-def test_prints_the_table(folder, tmp_path, capsys):
-    config = config_file(tmp_path, max_steps=1)
-    metrics = train.main([config, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")])
+def test_prints_the_table(run_again, capsys):
+    _, again = run_again
+    row = again()["exits"][0]
     table = capsys.readouterr().out
     assert "| exit | validation accuracy | test accuracy | cost | parameters |" in table
-    row = metrics["exits"][0]
     assert f"| 1 | {row['validation_accuracy']:.1%} | {row['test_accuracy']:.1%} | {row['cost']:.3f} |" in table
 
 
@@ -163,7 +157,7 @@ def test_one_exit_is_the_plain_vit(folder, tmp_path):
 
 
 def test_starts_from_a_backbone(folder, tmp_path):
-    backbone = ViTModel(ViTConfig(**SETTINGS["model_config"], image_size=32))
+    backbone = ViTModel(ViTConfig(**SHAPE, image_size=32))
     backbone.save_pretrained(tmp_path / "backbone")
     mean_and_std = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "backbone" / "preprocessor_config.json").write_text(json.dumps(mean_and_std))
@@ -178,15 +172,16 @@ def test_starts_from_a_backbone(folder, tmp_path):
     assert metrics["recipe"]["backbone"] == "backbone"
 
 
-def test_a_backbone_without_an_image_processor_is_named(folder, tmp_path):
-    ViTModel(ViTConfig(**SETTINGS["model_config"], image_size=32)).save_pretrained(tmp_path / "backbone")
+def test_a_backbone_needs_an_image_processor_with_mean_and_deviation(folder, tmp_path):
+    backbone = tmp_path / "backbone"
+    ViTModel(ViTConfig(**SHAPE, image_size=32)).save_pretrained(backbone)
     config = config_file(tmp_path, max_steps=1, model_config=None)
-    options = ["--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
-    with pytest.raises(ValueError, match="backbone has no image processor that names .* --normalization imagenet"):
-        train.main([config, *options, "--backbone", str(tmp_path / "backbone")])
-    train.prepare(
-        *train.parse([config, *options, "--backbone", str(tmp_path / "backbone"), "--normalization", "imagenet"])
-    )
+    command = [config, "--dataset", str(folder), "--output_dir", str(tmp_path / "run"), "--backbone", str(backbone)]
+    with pytest.raises(OSError, match="preprocessor_config.json"):
+        train.main(command)
+    (backbone / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="image processor of .*backbone must have image_mean and image_std"):
+        train.main(command)
 
 
 def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, folder, tmp_path):
@@ -212,10 +207,10 @@ def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, fo
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [["--hub_model_id", "someone/colours"], []], ids=["named", "unnamed"])
-def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeypatch, options):
-    uploads, repositories = [], []
-    output = tmp_path / "colours"
+@pytest.fixture
+def hub(monkeypatch) -> tuple[list[str], list[dict[str, Any]]]:
+    """What the Hub is asked for: the repositories that are created, and the folders that are uploaded."""
+    repositories, uploads = [], []
 
     class Done:
         repo_id, is_done = "someone/colours", lambda self: True
@@ -236,6 +231,13 @@ def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeyp
             HfApi, function.__name__, lambda self, *args, call=function, **kwargs: call(*args, **kwargs)
         )
         monkeypatch.setattr(f"transformers.trainer.{function.__name__}", function, raising=False)
+    return repositories, uploads
+
+
+@pytest.mark.parametrize("options", [["--hub_model_id", "someone/colours"], []], ids=["named", "unnamed"])
+def test_pushes_to_the_hub_as_the_examples_of_transformers_do(folder, tmp_path, hub, options):
+    repositories, uploads = hub
+    output = tmp_path / "colours"
     config = config_file(tmp_path, max_steps=2, save_strategy="no")
     train.main([config, "--dataset", str(folder), "--output_dir", str(output), "--push_to_hub", "true", *options])
 
@@ -247,89 +249,208 @@ def test_pushes_to_the_hub_as_the_librarys_examples_do(folder, tmp_path, monkeyp
     assert 'from_pretrained("someone/colours", trust_remote_code=True)' in card
 
 
-def test_a_finished_run_is_evaluated_again_and_not_trained_further(folder, tmp_path):
-    config = config_file(tmp_path, max_steps=4, save_steps=2, lr_scheduler_type="constant")
-    command = [config, "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
-    first = train.main(command)
-    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
-    second = train.main(command)
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
-    assert second["exits"] == first["exits"]
-    assert second["training_seconds"] is None and first["training_seconds"] > 0
-    checkpoint = str(tmp_path / "run" / "checkpoint-4")  # of 6 steps an epoch
-    for options, finished in (
-        (["--max_steps", "4"], True),
-        (["--max_steps", "5"], False),
-        (["--max_steps", "-1"], False),
-    ):
-        assert train.training_is_complete(checkpoint, train.parse([config, *options])[2]) is finished
+def test_a_finished_run_is_pushed_as_it_is_calibrated(run_again, hub):
+    output, again = run_again
+    model = AutoModelForImageClassification.from_pretrained(output)
+    model.config.exit_thresholds, model.config.early_exit = [0.1, 0.2], True
+    model.config.save_pretrained(output)
+    before = contents(output)
+    again("--push_to_hub", "true")
+    assert hub[1][-1]["files"] >= {"model.safetensors", "config.json", "README.md"}
+    after = contents(output)
+    assert {name for name in before if before[name] != after[name]} <= {
+        "README.md",
+        "metrics.json",
+        "training_args.bin",
+    }
+    assert 'from_pretrained("someone/colours", trust_remote_code=True)' in after["README.md"].decode()
 
 
-def test_a_calibration_outlives_the_evaluation_of_a_finished_run(folder, tmp_path, monkeypatch):
-    output = tmp_path / "run"
-    command = [config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(output)]
-    train.main(command)
+def test_a_finished_run_is_left_as_it_is(finished, run_again, monkeypatch):
+    output, again = run_again
+    before = contents(output)
+    monkeypatch.setattr(run_results, "predict_splits", lambda *args: pytest.fail("evaluated again"))
+    assert again() == finished[1]
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize(
+    "missing", ["metrics.json", "test_predictions.json", "model.safetensors", "training_curve.png", "README.md"]
+)
+def test_a_finished_run_gets_what_it_lacks(finished, run_again, missing):
+    output, again = run_again
+    before = contents(output)
+    (output / missing).unlink()
+    metrics = again()
+    assert metrics["exits"] == finished[1]["exits"]
+    assert metrics["training_seconds"] == (None if missing == "metrics.json" else finished[1]["training_seconds"])
+    after = contents(output)
+    assert after.keys() == before.keys()
+    rewritten = {name for name in before if before[name] != after[name]}
+    assert rewritten <= {missing, "training_args.bin"} - {"model.safetensors"}
+
+
+def test_results_of_a_shorter_training_are_replaced(finished, run_again):
+    output, again = run_again
+    weights = (output / "model.safetensors").read_bytes()
+    state = json.loads((output / "trainer_state.json").read_text())
+    # as if training had gone on and stopped right after its last checkpoint
+    (output / "trainer_state.json").write_text(json.dumps({**state, "global_step": 6, "epoch": 1.0}))
+    (output / "model.safetensors").write_bytes(b"of epoch 1")
+    (output / "metrics.json").write_text('{"exits": []}')
+    metrics = again()
+    assert metrics["exits"] == finished[1]["exits"]
+    assert json.loads((output / "metrics.json").read_text()) == metrics
+    assert (output / "model.safetensors").read_bytes() == weights
+    assert json.loads((output / "trainer_state.json").read_text())["global_step"] == state["global_step"]
+
+
+def test_a_calibration_outlives_the_same_command(run_again, folder, monkeypatch):
+    output, again = run_again
     for options in (["calibrate", str(output), "--max-cost", "0.9"], ["evaluate", str(output)]):
         monkeypatch.setattr("sys.argv", ["mevit", *options, "--data", str(folder)])
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as stopped:
             cli.main()
-    before = {name: (output / name).read_text() for name in ("config.json", "README.md")}
-    assert json.loads(before["config.json"])["early_exit"] and "## Early exit, measured" in before["README.md"]
-    train.main(command)
-    kept, wanted = json.loads((output / "config.json").read_text()), json.loads(before["config.json"])
-    for name in ("early_exit", "exit_policy", "exit_thresholds", "patience", "calibration", "exit_layers", "auto_map"):
-        assert kept[name] == wanted[name]
-    assert (output / "README.md").read_text() == before["README.md"]
+        assert not stopped.value.code
+    before = contents(output)
+    assert json.loads(before["config.json"])["early_exit"]
+    again()
+    assert contents(output) == before
+    (output / "README.md").unlink()
+    again()
+    assert contents(output) == before
 
 
-def test_local_names_keep_their_place_to_themselves(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "photos").mkdir()
-    assert train.public_name("~/photos") == train.public_name(str(tmp_path / "photos")) == "photos"
-    assert train.public_name("Donghyun99/Stanford-Cars") == "Donghyun99/Stanford-Cars"
+def test_the_licence_can_be_given_later(run_again):
+    output, again = run_again
+    again("--license", "mit")
+    assert ModelCard.load(output / "README.md").data.license == "mit"
+    assert json.loads((output / "metrics.json").read_text())["card"]["license"] == "mit"
+
+
+def test_evaluation_is_in_the_precision_of_the_checkpoint(folder, tmp_path, monkeypatch):
+    evaluated = []
+    predict_splits = run_results.predict_splits
+    monkeypatch.setattr(
+        run_results, "predict_splits", lambda run, model: evaluated.append(model) or predict_splits(run, model)
+    )
+    output = tmp_path / "run"
+    command = [config_file(tmp_path, max_steps=2), "--dataset", str(folder), "--output_dir", str(output)]
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # for the test alone; the arguments write it
+    metrics = train.main([*command, "--bf16", "true"])
+    assert metrics["recipe"]["mixed_precision"] == "bf16"
+    pixel_values = torch.randn(8, 3, 16, 16)
+    saved = AutoModelForImageClassification.from_pretrained(output).eval()
+    with torch.no_grad():
+        assert evaluated[0](pixel_values).exit_logits.equal(saved(pixel_values).exit_logits)
+
+
+def test_two_processes_train_and_the_main_one_writes(folder, tmp_path):
+    output = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "training/train.py",
+    ]
+    command += [config_file(tmp_path, max_steps=2), "--dataset", str(folder), "--output_dir", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("| exit | validation accuracy | test accuracy | cost | parameters |") == 1
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["recipe"]["num_processes"] == 2 and metrics["num_samples"]["test"] == 18
+    assert (output / "README.md").is_file()
 
 
 def test_options_win_over_the_file(tmp_path):
-    config = config_file(tmp_path, exit_layers=[1, 3], learning_rate="1e-3")
-    model_arguments, data_arguments, training_arguments = train.parse([config, "--image_size", "32"])
-    assert data_arguments.image_size == 32
-    assert model_arguments.exit_layers == [1, 3]
-    assert json.loads(model_arguments.model_config) == SETTINGS["model_config"]
-    assert training_arguments.learning_rate == 1e-3
-    model_arguments, _, _ = train.parse([config, "--exit_layers", "2", "3"])
-    assert model_arguments.exit_layers == [2, 3]
+    config = config_file(tmp_path, exit_layers=[1, 3], learning_rate="1e-3", num_train_epochs=None)
+    arguments = train.parse([config, "--image_size", "32"])
+    assert arguments.data.image_size == 32
+    assert arguments.model.exit_layers == [1, 3]
+    assert arguments.model.model_config == SHAPE
+    assert arguments.training.learning_rate == 1e-3
+    assert arguments.training.num_train_epochs == 3  # the default
+    assert train.parse([config, "--exit_layers", "2", "3"]).model.exit_layers == [2, 3]
+    assert train.parse([config, "--model_config", '{"patch_size": 2}']).model.model_config == {"patch_size": 2}
 
 
-@pytest.mark.parametrize("name", ["demo", "fgvc_aircraft", "grocery_store", "stanford_cars"])
-def test_every_config_is_understood(name):
-    model_arguments, data_arguments, training_arguments = train.parse([str(ROOT / f"training/configs/{name}.yaml")])
-    assert training_arguments.output_dir == f"runs/{name}"
+def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings.read_config("demo.yaml")["dataset"] == "demo"
+    (tmp_path / "demo.yaml").write_text("dataset: mine\n")
+    assert settings.read_config("demo.yaml")["dataset"] == "mine"
+    with pytest.raises(ValueError, match="a config must be a YAML file or one of .*demo.yaml.*, got nothing.yaml"):
+        settings.read_config("nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"learnin_rate": 1, "epochs": 2}, "epochs, learnin_rate is not a setting of train.py"),
+        ({"exit_layers": 12}, "exit_layers must be a list, got 12"),
+        ({"exit_layers": [1, "a", None]}, r"exit_layers must be a list of whole numbers, got \[1, 'a', None\]"),
+        ({"image_size": 16.5}, "image_size must be a whole number, got 16.5"),
+        ({"learning_rate": [1]}, r"learning_rate must be a number, got \[1\]"),
+        ({"learning_rate": True}, "learning_rate must be a number, got True"),
+        ({"architecture": "vgg"}, "architecture must be one of mevit, transfg, got 'vgg'"),
+        ({"model_config": [1]}, r"model_config must be a mapping of names to values, got \[1\]"),
+    ],
+)
+def test_bad_settings_of_a_file_are_named(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        train.parse([config_file(tmp_path, **given)])
+
+
+def test_sgd_gets_its_momentum(folder, tmp_path):
+    command = [config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
+    sgd = [*command, "--optim", "sgd", "--optim_args", "momentum=0.8, nesterov=true", "--exit_learning_rate", "0.5"]
+    groups = train.prepare(train.parse(sgd)).trainer.create_optimizer().param_groups
+    assert {(group["momentum"], group["nesterov"]) for group in groups} == {(0.8, True)}
+    assert {group["lr"] for group in groups} == {0.003, 0.5}
+    (adam, *_) = train.prepare(train.parse(command)).trainer.create_optimizer().param_groups
+    assert "momentum" not in adam
+
+
+@pytest.mark.parametrize("name", ["demo", "fgvc_aircraft", "finetune", "grocery_store", "stanford_cars"])
+def test_every_config_is_understood_from_any_directory(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    arguments = train.parse([f"{name}.yaml"])
+    assert arguments.training.output_dir == f"runs/{name}"
     if name in ("fgvc_aircraft", "stanford_cars"):
-        assert model_arguments.backbone == "google/vit-base-patch16-224-in21k"
-        assert data_arguments.dataset.startswith("Donghyun99/")
-        assert (data_arguments.image_size, training_arguments.optim, training_arguments.sgd_momentum) == (
-            448,
-            "sgd",
-            0.9,
-        )
-        processor = train.make_image_processor(train.ModelArguments(), data_arguments)
+        assert arguments.model.backbone == "google/vit-base-patch16-224-in21k"
+        assert arguments.data.dataset.startswith("Donghyun99/")
+        assert arguments.data.image_size == 448
+        optimizer, options = train.sgd_with_arguments(arguments.training)
+        assert optimizer is torch.optim.SGD
+        assert options == {"lr": 0.001 if name == "fgvc_aircraft" else 0.003, "momentum": 0.9}
+        random_start = train.RunArguments(train.ModelArguments(), arguments.data, arguments.training)
+        processor = train.make_image_processor(random_start)
         assert processor.size["height"] == 600 and len(train_transform(processor).transforms) > 3
-        assert training_arguments.learning_rate == (0.001 if name == "fgvc_aircraft" else 0.003)
+    if name == "finetune":
+        # 500 or 50,000 images: warm-up and logs are fractions of all steps
+        assert arguments.training.get_warmup_steps(320) == 32
+        assert arguments.training.get_warmup_steps(31_000) == 3100
+        assert 0 < arguments.training.logging_steps < 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--exit_layers", "1", "4"], r"exit_layers=\[1, 4\] is out of range for 3 encoder layers"),
-        (["--image_size", "18"], "image_size=18 cannot be cut into patches of patch_size=4"),
+        (["--exit_layers", "1", "4"], r"exit_layers must be ascending layer numbers from 1 to 3, .* got \[1, 4\]"),
+        (["--image_size", "18"], "image_size must be a positive multiple of patch_size=4, got 18"),
         (["--dataset", "/no/such/folder"], "/no/such/folder"),
-        (["--normalization", "none"], "normalization='none' is neither 'backbone' nor 'imagenet'"),
-        (["--learnin_rate", "1"], "--learnin_rate 1 is no option of train.py"),
-        (["--num_random_exits", "-1"], "num_random_exits=-1 is negative"),
+        (["--learnin_rate", "1"], "--learnin_rate 1 is not an option of train.py"),
+        (["--num_random_exits", "-1"], "num_random_exits must be 0 or more, got -1"),
         (["--dataset", ""], "the data set's name is empty"),
-        (["--model_config", "{bad"], "model_config={bad is no JSON"),
-        (["--model_config", '{"hidden_siz": 32}'], "hidden_siz is no field of MEViTConfig"),
-        (["--resume_from_checkpoint", "/no/checkpoint"], "resume_from_checkpoint=/no/checkpoint is no checkpoint"),
+        (["--model_config", "{bad"], "model_config must be JSON, got {bad"),
+        (["--model_config", '{"hidden_siz": 32}'], "MEViTConfig has no field hidden_siz"),
+        (
+            ["--resume_from_checkpoint", "/no/checkpoint"],
+            "resume_from_checkpoint must be a checkpoint .*, got /no/checkpoint",
+        ),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(folder, tmp_path, options, message):
@@ -350,30 +471,32 @@ def test_bad_input_ends_with_one_line(tmp_path, monkeypatch):
 
 def test_a_file_without_settings_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("- demo\n")
-    with pytest.raises(ValueError, match="config.yaml holds no mapping"):
+    with pytest.raises(ValueError, match="config.yaml must hold a mapping"):
         train.main([str(tmp_path / "config.yaml")])
 
 
-@pytest.mark.skipif("MEVIT_SHARED" not in os.environ, reason="MEVIT_SHARED names no folder with the real photos")
+@pytest.mark.skipif("MEVIT_SHARED" not in os.environ, reason="MEVIT_SHARED names no folder with the real images")
 @pytest.mark.parametrize("dataset", ["stanford_cars", "grocery_store"])
-def test_trains_on_real_photos_from_a_real_backbone(tmp_path, dataset):
+def test_trains_on_real_images_from_a_real_backbone(tmp_path, dataset):
     shared = Path(os.environ["MEVIT_SHARED"])
     backbone = shared / "models" / "vit-small-patch14-dinov2"
-    model_arguments, data_arguments, training_arguments = train.parse(
-        [
-            str(ROOT / "training/configs/grocery_store.yaml"),
-            *("--dataset", str(shared / "data" / dataset), "--backbone", str(backbone)),
-            *("--output_dir", str(tmp_path), "--max_steps", "2", "--per_device_train_batch_size", "4"),
-            *("--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
-        ]
+    run = train.prepare(
+        train.parse(
+            [
+                "grocery_store.yaml",
+                *("--dataset", str(shared / "data" / dataset), "--backbone", str(backbone)),
+                *("--output_dir", str(tmp_path), "--max_steps", "2", "--per_device_train_batch_size", "4"),
+                *("--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "true"),
+            ]
+        )
     )
-    trainer, test_set = train.prepare(model_arguments, data_arguments, training_arguments)
+    trainer = run.trainer
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert len(log) == 2 and all(np.isfinite(entry["loss"]) for entry in log)
     splits = load_splits(shared / "data" / dataset)
     assert trainer.model.config.num_labels == {"stanford_cars": 196, "grocery_store": 81}[dataset]
-    assert len(test_set) == len(splits["test"])
+    assert len(run.test_set) == len(splits["test"])
 
 
 @pytest.mark.slow
@@ -381,7 +504,7 @@ def test_the_demo_keeps_its_promises(tmp_path):
     """What `make demo` does: every exit at three times chance at least, the last one above 80 %."""
     command = ["accelerate", "launch", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no"]
     command += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", str(os.cpu_count())]
-    command += ["training/train.py", "training/configs/demo.yaml", "--output_dir", str(tmp_path / "demo")]
+    command += ["training/train.py", "demo.yaml", "--output_dir", str(tmp_path / "demo")]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -408,7 +531,7 @@ def test_the_demo_keeps_its_promises(tmp_path):
 
 
 def test_transfg_trains_with_the_same_script_and_resumes(folder, tmp_path):
-    shape = {**SETTINGS["model_config"], "patch_stride": 3}
+    shape = {**SHAPE, "patch_stride": 3}
     config = config_file(tmp_path, model_config=shape, exit_learning_rate=0.01, standardize_exits=True)
     arguments = [config, "--dataset", str(folder), "--architecture", "transfg", "--output_dir"]
     metrics = train.main([*arguments, str(tmp_path / "whole")])

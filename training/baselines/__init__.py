@@ -4,10 +4,10 @@
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .transfg import TransFGConfig, TransFGForImageClassification
+from .transfg import TransFGConfig, TransFGForImageClassification, TransFGTrainer, predict
 
 
 AutoConfig.register(TransFGConfig.model_type, TransFGConfig)
 AutoModelForImageClassification.register(TransFGConfig, TransFGForImageClassification)
 
-__all__ = ["TransFGConfig", "TransFGForImageClassification"]
+__all__ = ["TransFGConfig", "TransFGForImageClassification", "TransFGTrainer", "predict"]

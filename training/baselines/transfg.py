@@ -9,15 +9,22 @@ selects the patch that it took most of.
 B samples, N tokens of width d, H heads, n layers with the last one, L labels.
 """
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel, ViTPreTrainedModel
+from torch.utils.data import Dataset
+from transformers import Trainer, ViTConfig, ViTModel, ViTPreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from modeling_mevit.early_exit.cost import relative_cost
+from modeling_mevit.early_exit.predictions import ExitPredictions, batches
 from modeling_mevit.encoder_layer_mevit import encoder_layers, recorded_attentions
-from modeling_mevit.modeling_mevit import load_backbone, read_vit
+from modeling_mevit.trainer import MEViTTrainer
+from modeling_mevit.vit_backbone_mevit import load_backbone, read_vit
 
 
 SELECTIONS = ("row", "matrix_product")
@@ -31,7 +38,7 @@ class TransFGConfig(ViTConfig):
         patch_stride (`int`, *optional*, defaults to 12):
             Pixels from one patch to the next; less than `patch_size` makes them overlap.
         part_selection (`str`, *optional*, defaults to `"row"`):
-            How [CLS]'s row of the product of the attention matrices is had: `"row"`, a row times matrices, or
+            How [CLS]'s row of the product of the attention matrices is computed: `"row"`, a row times matrices, or
             `"matrix_product"`, the whole product, as published. Both select the same patches.
         contrastive_margin (`float`, *optional*, defaults to 0.4):
             Cosine similarity up to which [CLS] states of different classes are left alone.
@@ -41,7 +48,7 @@ class TransFGConfig(ViTConfig):
             The arguments of [`ViTConfig`].
 
     Raises:
-        ValueError: where an argument allows no model; the message names it.
+        ValueError: if an argument allows no model; the message names it.
     """
 
     model_type = "transfg"
@@ -53,13 +60,13 @@ class TransFGConfig(ViTConfig):
         part_selection: str = "row",
         contrastive_margin: float = 0.4,
         label_smoothing: float = 0.0,
-        **kwargs,
+        **kwargs: Any,
     ):
         attention = kwargs.pop("attn_implementation", None) or "eager"
         if attention != "eager":
             raise ValueError(
-                f"attn_implementation={attention!r} keeps no attention probabilities, which select the parts; "
-                f"allowed is 'eager'."
+                f"attn_implementation must be 'eager', which keeps the attention probabilities that select the parts, "
+                f"got {attention!r}"
             )
         super().__init__(attn_implementation="eager", **kwargs)
         self.patch_stride = patch_stride
@@ -67,16 +74,16 @@ class TransFGConfig(ViTConfig):
         self.contrastive_margin = contrastive_margin
         self.label_smoothing = label_smoothing
         if part_selection not in SELECTIONS:
-            raise ValueError(f"part_selection={part_selection!r} is unknown; allowed are {', '.join(SELECTIONS)}.")
+            raise ValueError(f"part_selection must be one of {', '.join(SELECTIONS)}, got {part_selection!r}")
         if self.num_hidden_layers < 2:
-            raise ValueError(f"num_hidden_layers={self.num_hidden_layers} leaves no layer below the part layer.")
+            raise ValueError(f"num_hidden_layers must be 2 or more, got {self.num_hidden_layers}")
         for name in ("image_size", "patch_size"):
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)} is no side of a square in pixels.")
+                raise ValueError(f"{name} must be a whole number, the side of a square, got {getattr(self, name)}")
         if not 0 < patch_stride <= self.patch_size:
-            raise ValueError(f"patch_stride={patch_stride} skips pixels; allowed are 1 to {self.patch_size}.")
+            raise ValueError(f"patch_stride must be from 1 to patch_size={self.patch_size}, got {patch_stride}")
         if self.image_size < self.patch_size:
-            raise ValueError(f"image_size={self.image_size} is smaller than patch_size={self.patch_size}.")
+            raise ValueError(f"image_size must be at least patch_size={self.patch_size}, got {self.image_size}")
 
     @property
     def exit_layers(self) -> list[int]:
@@ -159,7 +166,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
 
     @classmethod
     def from_vit(
-        cls, pretrained_model_name_or_path: str, *, image_size: int | None = None, **kwargs
+        cls, pretrained_model_name_or_path: str, *, image_size: int | None = None, **kwargs: Any
     ) -> "TransFGForImageClassification":
         """TransFG on the weights of a pretrained ViT; position embeddings are interpolated to the overlapping grid.
 
@@ -178,6 +185,36 @@ class TransFGForImageClassification(ViTPreTrainedModel):
         model = cls(config)
         load_backbone(model.vit, vit, grid=overlapping_grid(config))
         return model.eval()
+
+
+class TransFGTrainer(MEViTTrainer):
+    """A [`Trainer`] with the learning rates, the standardised start and the strict loading of [`MEViTTrainer`].
+
+    The loss is the model's own.
+    """
+
+    compute_loss = Trainer.compute_loss
+    prediction_step = Trainer.prediction_step
+    log = Trainer.log
+    create_model_card = Trainer.create_model_card
+
+
+@torch.no_grad()
+def predict(
+    model: TransFGForImageClassification, dataset: Dataset, *, batch_size: int = 32, num_workers: int = 0
+) -> ExitPredictions:
+    """Predictions on a data set, as [`~early_exit.predictions.predict_exits`] gives them, of one exit and no score."""
+    labels, predictions = [], []
+    for batch in batches(dataset, batch_size, num_workers, "TransFG"):
+        predictions.append(model(batch["pixel_values"].to(model.device)).logits.argmax(-1).cpu().numpy())
+        labels.append(batch["labels"].numpy())
+    return ExitPredictions(
+        exit_layers=model.config.exit_layers,
+        costs=np.array([relative_cost(type(model), model.config)]),
+        labels=np.concatenate(labels),
+        predictions=np.concatenate(predictions)[:, None],
+        scores={},
+    )
 
 
 def overlapping_grid(config: TransFGConfig) -> tuple[int, int]:

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTModel
 
-from modeling_mevit.early_exit.cost import relative_cost
-from tests import tiny
-from baselines import TransFGConfig, TransFGForImageClassification
+from baselines import TransFGConfig, TransFGForImageClassification, predict
 from baselines.transfg import contrastive_loss, overlapping_grid, select_parts
+from modeling_mevit.early_exit.cost import relative_cost
+from tests.helpers import models
+from tests.helpers.datasets import RandomImages
 
 
-TINY = {**{name: value for name, value in tiny.TINY.items() if name != "exit_layers"}, "patch_stride": 3}
+TINY = {**{name: value for name, value in models.TINY.items() if name != "exit_layers"}, "patch_stride": 3}
 
 
 def tiny_transfg(**settings) -> TransFGForImageClassification:
@@ -120,6 +121,18 @@ def test_saved_and_loaded_by_auto_model(tmp_path, pixel_values):
     torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
 
 
+def test_predicts_a_whole_data_set():
+    model, dataset = tiny_transfg(), RandomImages(10)
+    predictions = predict(model, dataset, batch_size=4)
+    with torch.no_grad():
+        expected = model(dataset.pixel_values).logits.argmax(-1)
+    assert predictions.predictions.tolist() == expected[:, None].tolist()
+    assert predictions.labels.tolist() == [0, 1, 2, 3, 4] * 2
+    assert predictions.exit_layers == [4] and predictions.costs == pytest.approx(
+        [relative_cost(type(model), model.config)]
+    )
+
+
 def test_costs_what_was_published():
     assert relative_cost(TransFGForImageClassification, TransFGConfig(image_size=448)) == pytest.approx(1.78, abs=5e-3)
     published = TransFGConfig(image_size=448, part_selection="matrix_product")
@@ -131,13 +144,13 @@ def test_costs_what_was_published():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"part_selection": "all"}, "part_selection='all' is unknown; allowed are row, matrix_product"),
-        ({"patch_stride": 5}, "patch_stride=5 skips pixels; allowed are 1 to 4"),
-        ({"patch_stride": 0}, "patch_stride=0 skips pixels"),
-        ({"num_hidden_layers": 1}, "num_hidden_layers=1 leaves no layer below the part layer"),
-        ({"image_size": (16, 24)}, r"image_size=\(16, 24\) is no side of a square"),
-        ({"image_size": 3}, "image_size=3 is smaller than patch_size=4"),
-        ({"attn_implementation": "sdpa"}, "attn_implementation='sdpa' keeps no attention probabilities"),
+        ({"part_selection": "all"}, "part_selection must be one of row, matrix_product, got 'all'"),
+        ({"patch_stride": 5}, "patch_stride must be from 1 to patch_size=4, got 5"),
+        ({"patch_stride": 0}, "patch_stride must be from 1 to patch_size=4, got 0"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers must be 2 or more, got 1"),
+        ({"image_size": (16, 24)}, r"image_size must be a whole number, .* got \(16, 24\)"),
+        ({"image_size": 3}, "image_size must be at least patch_size=4, got 3"),
+        ({"attn_implementation": "sdpa"}, "attn_implementation must be 'eager', .* got 'sdpa'"),
     ],
 )
 def test_bad_settings_get_a_message(settings, message):
@@ -149,5 +162,5 @@ def test_unknown_fields_are_refused(tmp_path):
     shape = {name: value for name, value in TINY.items() if name not in ("patch_stride", "num_labels")}
     ViTModel(ViTConfig(**shape), add_pooling_layer=False).save_pretrained(tmp_path)
     for name, value in {"stride": 10, "dtype": torch.float16}.items():
-        with pytest.raises(ValueError, match=f"{name} is no field of TransFGConfig"):
+        with pytest.raises(ValueError, match=f"TransFGConfig has no field {name}"):
             TransFGForImageClassification.from_vit(str(tmp_path), **{name: value})

@@ -1,0 +1,158 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What `compare.py` measures of trained runs, each of which is an output directory of `train.py`."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+
+from baselines import TransFGConfig, TransFGForImageClassification
+from benchmarks.timing import median_ratio, times_in_turn
+from modeling_mevit import DataSource, ImageClassificationDataset, MEViTConfig, MEViTForImageClassification
+from modeling_mevit.data.image_processing import denormalize
+from modeling_mevit.early_exit.calibration import best_within_cost, shared_thresholds
+from modeling_mevit.early_exit.cost import relative_cost, static_exit_costs
+from modeling_mevit.early_exit.evaluation import class_changes
+from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.reports.attention import cls_attention, similarity_to_last
+from modeling_mevit.reports.figures import attention_maps
+
+
+BUDGETS = np.linspace(0.45, 0.9, 10)  # mean costs that thresholds are chosen for
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cached(file: Path, depends_on: dict[str, Any], compute: Callable[[], Any]) -> Any:
+    """What `compute` gives, kept in a JSON file and computed anew only if what it depends on has changed."""
+    if file.is_file():
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["depends_on"] == json.loads(json.dumps(depends_on)):
+            return kept["result"]
+    partial = file.with_suffix(".partial")
+    content = {"depends_on": depends_on, "result": compute()}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(file)
+    return json.loads(file.read_text(encoding="utf-8"))["result"]
+
+
+def run_digest(directory: Path) -> str:
+    """What tells a run from others: SHA-256 of what it predicts on test."""
+    return hashlib.sha256((directory / "test_predictions.json").read_bytes()).hexdigest()
+
+
+def load(directory: Path, attention: str | None = None) -> MEViTForImageClassification | TransFGForImageClassification:
+    """The model of a run in eval mode, with its own implementation of attention or another."""
+    options = {"attn_implementation": attention} if attention else {}
+    return AutoModelForImageClassification.from_pretrained(directory, **options).to(DEVICE).eval()
+
+
+def attention_of(directory: Path) -> str | None:
+    """The implementation of attention that a run was trained with; None for Transformers' choice."""
+    recipe = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["recipe"]
+    return recipe.get("model_config", {}).get("attn_implementation")
+
+
+def images_of(source: DataSource, directory: Path) -> ImageClassificationDataset:
+    """Images as the model of a run sees them."""
+    config = MEViTConfig.from_pretrained(directory)
+    return source.load(config.label2id, AutoImageProcessor.from_pretrained(directory))
+
+
+def model_costs(config: MEViTConfig, transfg: TransFGConfig | None = None) -> dict[str, dict[str, float]]:
+    """Cost of plain ViT, every exit and TransFG as the papers count it, and as it is here, on the modules that run.
+
+    The papers count whole layers, and TransFG by the product of the attention matrices.
+    """
+    published, here = static_exit_costs(config, full_last_layer=True), static_exit_costs(config)
+    counted = {"vit": {name: relative_cost(ViTForImageClassification, config) for name in ("published", "here")}}
+    counted |= {f"mevit_{layer}": {"published": published[layer], "here": here[layer]} for layer in here}
+    if transfg is not None:
+        settings = transfg.to_dict()
+        settings.pop("model_type")
+        by = {"published": "matrix_product", "here": "row"}
+        counted[f"transfg_{transfg.num_hidden_layers}"] = {
+            name: relative_cost(
+                TransFGForImageClassification, TransFGConfig(**{**settings, "part_selection": selection})
+            )
+            for name, selection in by.items()
+        }
+    return counted
+
+
+@torch.no_grad()
+def latencies(plain: Path, ours: Path, transfg: Path | None, *, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Time of a batch through each model on the device at hand, all in turn; medians, and ratios to the plain ViT."""
+    attention = attention_of(ours)
+    mevit = load(ours, attention)
+    models = {"vit": load(plain, attention).to_vit()}
+    models |= {f"mevit_{layer}": mevit.truncate(layer) for layer in mevit.config.exit_layers}
+    if transfg is not None:
+        for selection in ("row", "matrix_product"):
+            model = load(transfg)
+            model.config.part_selection = selection
+            models[f"transfg_{model.config.num_hidden_layers} by {selection}"] = model
+    side = mevit.config.image_size
+    batch = torch.randn(batch_size, 3, side, side, device=DEVICE)
+    runs = {name: lambda model=model: model(batch) for name, model in models.items()}
+    seconds = times_in_turn(runs, rounds, description="latency")
+    return {
+        "device": torch.cuda.get_device_name() if DEVICE != "cpu" else f"CPU, {torch.get_num_threads()} threads",
+        "attention": mevit.config._attn_implementation,
+        "milliseconds": {name: 1000 * median(taken) for name, taken in seconds.items()},
+        "relative_latency": {
+            name: median_ratio(taken, seconds["vit"])["relative_latency"] for name, taken in seconds.items()
+        },
+    }
+
+
+def early_exit_curve(directory: Path, validation: DataSource, test: DataSource, policy: str) -> list[dict[str, float]]:
+    """Mean cost and accuracy on test of early exit, with thresholds chosen on validation for each of `BUDGETS`."""
+    model = load(directory)
+    if len(model.config.exit_layers) < 2:
+        return []
+    chosen_on, measured_on = (predict_exits(model, images_of(source, directory)) for source in (validation, test))
+    tried = [chosen_on.simulate(policy, thresholds) for thresholds in shared_thresholds(chosen_on, policy)]
+    points = []
+    for budget in BUDGETS[chosen_on.costs[0] < BUDGETS]:
+        point = measured_on.simulate(policy, best_within_cost(tried, budget).thresholds)
+        points.append({"budget": float(budget), "cost": point.cost, "accuracy": point.accuracy})
+    return points
+
+
+def attention_similarity(
+    directory: Path, test: DataSource, num_images: int, num_shown: int
+) -> tuple[list[float], Figure]:
+    """Similarity of each layer's attention to the last layer's, (layers,), and a figure of some images' attention."""
+    model = load(directory, "eager")
+    dataset = images_of(test, directory)
+    drawn = np.random.default_rng(0).permutation(len(dataset))[:num_images]
+    batches = np.array_split(drawn, -(-len(drawn) // 32))
+    maps = np.concatenate(
+        [
+            cls_attention(model, torch.stack([dataset[int(index)]["pixel_values"] for index in batch]))
+            for batch in tqdm(batches, desc="attention", unit="batch")
+        ]
+    )
+    pixel_values = torch.stack([dataset[int(index)]["pixel_values"] for index in drawn[:num_shown]])
+    images = denormalize(pixel_values, AutoImageProcessor.from_pretrained(directory))
+    layers = list(range(1, model.config.num_hidden_layers + 1))
+    return similarity_to_last(maps).tolist(), attention_maps(images, maps[:num_shown], layers)
+
+
+def changes_by_class(directories: list[Path]) -> np.ndarray:
+    """(L,): what each class gains or loses at the earliest exit against the last one, mean over seeds."""
+    files = [
+        json.loads((directory / "test_predictions.json").read_text(encoding="utf-8")) for directory in directories
+    ]
+    predictions = np.array([file["predictions"] for file in files])  # (seeds, N, E)
+    num_labels = MEViTConfig.from_pretrained(directories[0]).num_labels
+    return class_changes(np.array(files[0]["labels"]), predictions[..., 0], predictions[..., -1], num_labels)
