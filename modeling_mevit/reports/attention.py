@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .modeling_mevit import MEViTForImageClassification, patch_grid
+from ..modeling_mevit import MEViTForImageClassification
+from ..vit_backbone_mevit import patch_grid
 
 
 @torch.no_grad()
@@ -15,17 +16,18 @@ def cls_attention(model: MEViTForImageClassification, pixel_values: Tensor) -> n
 
     Args:
         model: in eval mode, with `attn_implementation="eager"`.
-        pixel_values: (B, C, H, W).
+        pixel_values: (B, C, H, W), as the image processor gives them.
 
     Returns:
         (B, layers, rows, columns), float32; a map sums to what [CLS] does not give to itself.
 
     Raises:
-        ValueError: where the model has another implementation of attention, which keeps no probabilities.
+        ValueError: if the model has another implementation of attention, which keeps no probabilities.
     """
     attentions = model(pixel_values.to(model.device), output_attentions=True).attentions
     of_cls = torch.stack([attention[:, :, 0, 1:].float().mean(1) for attention in attentions], dim=1)
-    return of_cls.unflatten(-1, patch_grid(model.config)).cpu().numpy()
+    maps: np.ndarray = of_cls.reshape(*of_cls.shape[:2], *patch_grid(model.config)).cpu().numpy()
+    return maps
 
 
 def similarity_to_last(maps: np.ndarray) -> np.ndarray:
@@ -39,4 +41,5 @@ def similarity_to_last(maps: np.ndarray) -> np.ndarray:
     """
     flat = maps.reshape(*maps.shape[:2], -1)
     flat = flat / np.linalg.norm(flat, axis=-1, keepdims=True)
-    return (flat * flat[:, -1:]).sum(-1).mean(0)
+    similarities: np.ndarray = (flat * flat[:, -1:]).sum(-1).mean(0)
+    return similarities

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a training run, of exits and of early exit. Each function gives a figure to look at or to save."""
+"""Figures of a training run, of exits and of early exit. Each function returns one to look at or to save."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from .evaluation import patience_curve
-from .exit_record import ExitPredictions
-from .metrics import oracle_curve, shared_threshold_curve
+from ..early_exit.metrics import oracle_curve, shared_threshold_curve
+from ..early_exit.predictions import ExitPredictions
 
 
 def training_curve(log_history: list[dict[str, Any]], exit_layers: list[int]) -> Figure:
@@ -30,8 +29,8 @@ def training_curve(log_history: list[dict[str, Any]], exit_layers: list[int]) ->
 
     evaluations = [entry for entry in log_history if "eval_accuracy" in entry]
     epochs = [entry["epoch"] for entry in evaluations]
-    for place, layer in enumerate(exit_layers, start=1):
-        colour = colormaps["viridis_r"](place / len(exit_layers))  # light to dark, since exits are ordered
+    for number, layer in enumerate(exit_layers, start=1):
+        colour = colormaps["viridis_r"](number / len(exit_layers))  # light to dark, since exits are ordered
         accuracies = [100 * entry[f"eval_accuracy/exit_{layer}"] for entry in evaluations]
         accuracy_axes.plot(epochs, accuracies, marker=".", color=colour, label=f"exit {layer}")
     accuracy_axes.set(xlabel="epoch", ylabel="validation accuracy (%)")
@@ -39,25 +38,25 @@ def training_curve(log_history: list[dict[str, Any]], exit_layers: list[int]) ->
     return figure
 
 
-def accuracy_cost_curve(record: ExitPredictions, plain_accuracy: float | None = None) -> Figure:
+def accuracy_cost_curve(predictions: ExitPredictions, plain_accuracy: float | None = None) -> Figure:
     """Accuracy of early-exit runs by mean cost: a curve for each policy, the oracle's, and the exits as points.
 
     Args:
-        record: of the images.
+        predictions: of every exit on the images to show.
         plain_accuracy: of the plain ViT on them, drawn as a line.
     """
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
-    for number, (policy, scores) in enumerate(record.scores.items()):
-        costs, accuracies = shared_threshold_curve(scores, record.right, record.costs)
-        axes.plot(costs, 100 * accuracies, color=f"C{number}", label=policy)
-    costs, accuracies = patience_curve(record)
-    axes.plot(costs, 100 * accuracies, color=f"C{len(record.scores)}", marker="x", label="patience")
-    costs, accuracies = oracle_curve(record.right, record.costs)
+    accuracy_of_exits = 100 * predictions.correct.mean(0)
+    for policy, scores in predictions.scores.items():
+        costs, accuracies = shared_threshold_curve(scores, predictions.correct, predictions.costs)
+        # patience takes so few values that its curve is a handful of points
+        axes.plot(costs, 100 * accuracies, marker="x" if policy == "patience" else None, label=policy)
+    costs, accuracies = oracle_curve(predictions.correct, predictions.costs)
     axes.plot(costs, 100 * accuracies, color="grey", linestyle=":", label="oracle (knows which exits are right)")
-    axes.plot(record.costs, 100 * record.right.mean(0), "o", color="black", label="one exit for all images")
-    for layer, cost, accuracy in zip(record.exit_layers, record.costs, record.right.mean(0), strict=True):
-        axes.annotate(str(layer), (cost, 100 * accuracy), xytext=(4, -12), textcoords="offset points")
+    axes.plot(predictions.costs, accuracy_of_exits, "o", color="black", label="one exit for all images")
+    for layer, cost, accuracy in zip(predictions.exit_layers, predictions.costs, accuracy_of_exits, strict=True):
+        axes.annotate(str(layer), (cost, accuracy), xytext=(4, -12), textcoords="offset points")
     if plain_accuracy is not None:
         axes.axhline(100 * plain_accuracy, color="black", linestyle="--", label="plain ViT (cost 1)")
     axes.set(xlabel="mean cost, relative to the plain ViT", ylabel="accuracy (%)")
@@ -86,8 +85,10 @@ def exit_accuracies(
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     mean, deviation = _mean_and_deviation(plain_seeds)
-    axes.axhline(100 * mean, color="black", linestyle="--", label="plain ViT (cost 1)")
-    axes.axhspan(100 * (mean - deviation), 100 * (mean + deviation), color="black", alpha=0.1, linewidth=0)
+    axes.axhline(float(100 * mean), color="black", linestyle="--", label="plain ViT (cost 1)")
+    axes.axhspan(
+        float(100 * (mean - deviation)), float(100 * (mean + deviation)), color="black", alpha=0.1, linewidth=0
+    )
     means, deviations = _mean_and_deviation(seeds)
     axes.errorbar(costs, 100 * means, yerr=100 * deviations, fmt="o", color="C0", capsize=3, label="one exit for all")
     for layer, cost, accuracy in zip(exit_layers, costs, means, strict=True):
@@ -129,12 +130,12 @@ def attention_maps(images: np.ndarray, maps: np.ndarray, layers: list[int]) -> F
     return figure
 
 
-def class_changes(changes: np.ndarray, title: str = "") -> Figure:
+def class_changes_figure(changes: np.ndarray, title: str = "") -> Figure:
     """Accuracy that each class gains or loses at an early exit, in ascending order. The paper's figure 4.
 
     Args:
         changes: (L,), as `evaluation.class_changes` gives them; NaN for a class without images is left out.
-        title: of the figure.
+        title: shown above it.
     """
     ascending = np.sort(changes[~np.isnan(changes)])
     figure = Figure(figsize=(8, 4), layout="constrained")

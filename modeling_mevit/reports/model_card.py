@@ -1,254 +1,270 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a trained checkpoint: data, recipe, results of every exit, and how to load it."""
+"""The model card of a checkpoint, rendered from what lies beside it.
 
-import re
-from typing import Any
-
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-
-_TEXT = """---
-{metadata}
----
-
-# {model_name}
-
-A multi-exit Vision Transformer (MEViT): one ViT with a classifier and an uncertainty predictor after encoder layers
-{exit_layers}, trained on {dataset} ({num_labels} classes). A model cut at an exit is a prefix of the full one, with
-the same weights.
-
-## Results
-
-{results}
-
-Cost is the number of multiply-accumulates of the layers that run, heads included, relative to the plain ViT of the
-same size and resolution. Accuracy is the share of images that get the right class; images go through the image
-processor that is saved here.
-
-## How to load it
-
-With the package `mevit` installed:
-
-```python
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-
-import modeling_mevit
-
-model = AutoModelForImageClassification.from_pretrained("{model_name}")
-image_processor = AutoImageProcessor.from_pretrained("{model_name}")
-small = model.truncate({first_exit})  # the model cut at its earliest exit
-
-classify = pipeline("image-classification", model=model, image_processor=image_processor)
-classify("image.jpg")
-```
-
-Without it, Transformers runs the code that lies beside the weights (read it first):
-
-```python
-model = AutoModelForImageClassification.from_pretrained("{model_name}", trust_remote_code=True)
-```
-
-`model(pixel_values, early_exit=False)` gives `logits` (B, L) of the last exit, and `exit_logits` (B, E, L) and
-`exit_scores` (B, E) of all exits.
-
-## Training
-
-{data}
-
-{recipe}
-
-![Training loss and validation accuracy]({curve})
-
-## Limits
-
-The model knows its {num_labels} classes only and gives one of them to any image. Its accuracy was measured on photos
-from the same source as the training photos; expect less on others. Scores say how sure an exit is among the classes it
-knows, not whether an image shows one of them.
-
-## Licence
-
-{license}; the terms of {sources} apply too. The code beside them is Apache-2.0.
+`config.json` tells the exits and how early exit was calibrated, `metrics.json` of `training/train.py` the training and
+its results, `evaluation.json` of `mevit evaluate` what early exit gave on other images. Each section of
+`model_card.md` is kept where there is something to fill it with. Nothing in a card is a fact of its own, so it is
+rendered again whenever one of these files changes.
 """
 
+import json
+import re
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import Any
 
-EARLY_EXIT_HEADING = "## Early exit"
-MEASURED_HEADING = "## Early exit, measured"
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..configuration_mevit import MEViTConfig
+from .tables import early_exit_sentence, markdown_table, measured_splits, results_table
 
 
-def model_card(
-    *,
-    model_name: str,
-    dataset: str,
-    dataset_on_hub: bool,
-    base_model: str | None,
-    base_model_on_hub: bool,
-    num_labels: int,
-    metrics: dict[str, Any],
-    recipe: dict[str, Any],
-    curve: str,
-    license: str | None = None,
-) -> ModelCard:
-    """Writes the card of a checkpoint.
+# Also tells a card of ours from one that somebody wrote.
+NOTICE = (
+    "<!-- Rendered by modeling_mevit from config.json, metrics.json and evaluation.json, and again whenever one of "
+    "them changes. -->"
+)
+
+SCORES = {
+    "uncertainty": "the predicted uncertainty",
+    "confidence": "1 − the largest probability",
+    "entropy": "the entropy of the probabilities",
+    "margin": "1 − the difference between the two largest probabilities",
+    "patience": "1 − n/E, where n of the E exits, this one and those right before it, agree",
+}
+
+
+def write_card(directory: str | PathLike[str]) -> bool:
+    """Writes `README.md` of a checkpoint's directory.
+
+    Without `metrics.json` the directory may hold a README of somebody's own, which is left as it is.
+
+    Returns:
+        Whether it was written.
+    """
+    directory = Path(directory)
+    file = directory / "README.md"
+    if not (directory / "metrics.json").is_file() and file.is_file() and NOTICE not in file.read_text("utf-8"):
+        return False
+    file.write_text(render_card(directory), encoding="utf-8")
+    return True
+
+
+def render_card(directory: str | PathLike[str]) -> str:
+    """The card, as Markdown with the metadata that the Hub reads.
 
     Args:
-        model_name: name of the model, or its Hub id, as one loads it.
-        dataset, base_model: names to show; the metadata links those that are on the Hub.
-        num_labels: number of classes.
-        metrics: what `training/train.py` writes to `metrics.json`.
-        recipe: setting → value, shown as a table.
-        curve: file name of the training curve's image beside the card.
-        license: of the checkpoint, as the Hub names it; without one the card says that none is stated.
+        directory: with `config.json` and, optionally, `metrics.json`, `evaluation.json` and the figures
+            `training_curve.png` and `accuracy_cost.png`.
+
+    Raises:
+        OSError: without `config.json`.
+        ValueError: if that is not of a MEViT.
     """
-    split = measured_splits(metrics["exits"])[-1]
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset if dataset_on_hub else dataset.lower().replace(" ", "-"),
-            dataset_name=dataset,
-            dataset_split=split,
-            metric_type="accuracy",
-            metric_name=f"Accuracy of exit {row['exit']}",
-            metric_value=round(row[f"{split}_accuracy"], 4),
-        )
-        for row in metrics["exits"]
-    ]
-    data = ModelCardData(
-        license=license,
+    directory = Path(directory)
+    config = MEViTConfig.from_pretrained(directory)
+    metrics = _read_json(directory / "metrics.json")
+    evaluation = _read_json(directory / "evaluation.json")
+    published = metrics.get("card", {})
+    values: dict[str, Any] = {
+        "notice": NOTICE,
+        "model_name": published.get("model_name") or directory.resolve().name,
+        "exit_layers": ", ".join(map(str, config.exit_layers)),
+        "first_exit": config.exit_layers[0],
+        "num_labels": config.num_labels,
+        "dataset": f", trained on {metrics['dataset']}" if metrics else "",
+        "license": _license(metrics),
+    }
+    values["metadata"] = _metadata(values["model_name"], metrics).to_yaml().strip()
+    absent = set()
+    if metrics:
+        curve = _figure(directory / "training_curve.png", "Training loss and validation accuracy")
+        values |= {"results": results_table(metrics["exits"]), "training_curve": curve, **_training(metrics)}
+    else:
+        absent |= {"## Results", "## Training"}
+    calibration = _calibration(config)
+    if calibration:
+        values |= _early_exit(calibration, config.exit_layers)
+    else:
+        absent.add("## Early exit")
+    if calibration and _is_of_other_images(evaluation, calibration):
+        curve = _figure(directory / "accuracy_cost.png", "Accuracy by mean cost")
+        values |= {"accuracy_cost": curve, **_evaluation(evaluation)}
+    else:
+        absent.add("## Early exit, measured")
+
+    template = files(__package__).joinpath("model_card.md").read_text(encoding="utf-8")
+    sections = re.split(r"^(?=## )", template, flags=re.MULTILINE)
+    text = "".join(section for section in sections if section.splitlines()[0] not in absent).format(**values)
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a figure is missing
+
+
+def _metadata(model_name: str, metrics: dict[str, Any]) -> ModelCardData:
+    """What the Hub lists and searches; it links the names that are on the Hub."""
+    published = metrics.get("card", {})
+    dataset, base_model = metrics.get("dataset", ""), _base_model(metrics)
+    # a Hub id has an owner, a local folder's public name has none
+    dataset_on_hub = published.get("dataset_on_hub", "/" in dataset)
+    base_model_on_hub = published.get("base_model_on_hub", "/" in (base_model or ""))
+    results = []
+    if metrics:
+        split = measured_splits(metrics["exits"])[-1]
+        results = [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=dataset if dataset_on_hub else dataset.lower().replace(" ", "-"),
+                dataset_name=dataset,
+                dataset_split=split,
+                metric_type="accuracy",
+                metric_name=f"Accuracy of exit {row['exit']}",
+                metric_value=round(row[f"{split}_accuracy"], 4),
+            )
+            for row in metrics["exits"]
+        ]
+    return ModelCardData(
+        license=published.get("license"),
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["mevit", "vision", "fine-grained", "early-exit"],
         datasets=[dataset] if dataset_on_hub else None,
         base_model=base_model if base_model_on_hub else None,
         metrics=["accuracy"],
-        model_name=model_name,
-        eval_results=results,
-    )
-    layers = [row["exit"] for row in metrics["exits"]]
-    text = _TEXT.format(
-        metadata=data.to_yaml().strip(),
-        model_name=model_name,
-        exit_layers=", ".join(map(str, layers)),
-        first_exit=layers[0],
-        dataset=dataset,
-        num_labels=num_labels,
-        results=results_table(metrics["exits"]),
-        data=_data_sentence(dataset, metrics["num_samples"], base_model),
-        recipe=_table(("setting", "value"), recipe.items()),
-        curve=curve,
-        sources=" and ".join(name for name in (dataset, base_model) if name),
-        license=f"The weights are licensed under {license}" if license else "No licence is stated for the weights",
-    )
-    return ModelCard(text)
-
-
-def measured_splits(exits: list[dict[str, Any]]) -> list[str]:
-    """Which of validation and test the exits were measured on; a run that chooses a recipe leaves test alone."""
-    return [split for split in ("validation", "test") if f"{split}_accuracy" in exits[0]]
-
-
-def results_table(exits: list[dict[str, Any]]) -> str:
-    """Markdown table: exit · accuracy on each split measured · cost relative to the plain ViT · parameters."""
-    splits = measured_splits(exits)
-    return _table(
-        ("exit", *(f"{split} accuracy" for split in splits), "cost", "parameters"),
-        (
-            (
-                row["exit"],
-                *(f"{row[f'{split}_accuracy']:.1%}" for split in splits),
-                f"{row['cost']:.3f}",
-                f"{row['parameters'] / 1e6:.1f} M",
-            )
-            for row in exits
-        ),
+        model_name=model_name if results else None,
+        eval_results=results or None,
     )
 
 
-def early_exit_section(calibration: dict[str, Any], exit_layers: list[int]) -> str:
-    """What a card says of a calibration that `mevit calibrate` wrote to the config: promise, thresholds, data."""
-    promise, measured, data = calibration["promise"], calibration["measured"], calibration["data"]
-    if "max_cost" in promise:
-        text = f"Chosen for the best accuracy within a mean cost of {promise['max_cost']:.3g}. Nothing is promised."
-    elif "confidence" in promise:
-        text = (
-            f"With probability {promise['confidence']:.0%} over the draw of the calibration images, early exit "
-            f"loses at most {promise['max_accuracy_drop']:.2%} in accuracy against the last exit on images like "
-            f"those ({promise['bound']} bound), if those images neither trained the model nor chose its recipe."
+def _license(metrics: dict[str, Any]) -> str:
+    given = metrics.get("card", {}).get("license")
+    text = f"The weights are licensed under {given}" if given else "No licence is stated for the weights"
+    sources = [name for name in (metrics.get("dataset"), _base_model(metrics)) if name]
+    return f"{text}; the terms of {' and '.join(sources)} apply too" if sources else text
+
+
+def _training(metrics: dict[str, Any]) -> dict[str, str]:
+    """Data, start, time and recipe of the training."""
+    counts = ", ".join(f"{count:,} {split}" for split, count in metrics["num_samples"].items())
+    start = f"from {_base_model(metrics)}" if _base_model(metrics) else "from random weights"
+    text = f"Trained on {metrics['dataset']} ({counts} images), {start}."
+    environment, seconds = _environment(metrics), metrics.get("training_seconds")
+    if environment:
+        duration = f" for {_duration(seconds)}" if seconds else ""  # not known of a run that was interrupted
+        text += (
+            f"\nIt ran{duration} on {_device(environment)}, with PyTorch {environment['torch']} and Transformers "
+            f"{environment['transformers']}."
         )
-    else:
-        text = (
-            f"Chosen for the lowest cost within a drop of {promise['max_accuracy_drop']:.2%} against the last exit on "
-            f"the calibration images. Nothing is promised for others."
-        )
-    if calibration["policy"] == "patience":
-        settings = f"An image leaves where {calibration['patience']} exits in a row agree."
-    else:
-        rows = zip(exit_layers, calibration["thresholds"], strict=False)
-        settings = _table(("exit", "leaves under"), ((layer, f"{threshold:.6g}") for layer, threshold in rows))
-    half = f", {data['half']} half" if data.get("half") else ""
-    return f"""{EARLY_EXIT_HEADING}
-
-In eval mode `model(pixel_values)`, and so `pipeline("image-classification", …)`, lets an image leave at its first
-exit that is sure enough, by the policy `{calibration["policy"]}`; `early_exit=False` runs every exit.
-{text}
-
-{settings}
-
-Decided on {measured["images"]} images of {data["name"]} ({data["split"]}{half}; SHA-256 of content and labels
-`{data["sha256"][:16]}…`): accuracy {measured["accuracy"]:.1%}, of the last exit
-{measured["full_model_accuracy"]:.1%}, mean cost {measured["cost"]:.3f} of the plain ViT's. Early exits were wrong
-where the last one is right on {measured["harms"]} of them, and right where it is wrong on {measured["corrections"]}.
-"""
+    recipe = (
+        (name, json.dumps(value) if isinstance(value, dict) else value) for name, value in metrics["recipe"].items()
+    )
+    return {"training": text, "recipe": markdown_table(("setting", "value"), recipe)}
 
 
-def evaluation_section(results: dict[str, Any], sentence: str, curve: str) -> str:
-    """What a card says of a run of `mevit evaluate`.
-
-    Args:
-        results: what it wrote to `evaluation.json`.
-        sentence: the early-exit run in words.
-        curve: file name of the image beside the card.
-    """
-    data, machine = results["data"], results["machine"]
-    half = f", {data['half']} half" if data["half"] else ""
-    return f"""{MEASURED_HEADING}
-
-On {results["images"]} images of {data["name"]} ({data["split"]}{half}), none of which is known to have chosen the
-thresholds, on {machine["accelerator"] or machine["cpu"]} ({machine["threads"]} threads).
-{sentence}
-
-![Accuracy by mean cost]({curve})
-"""
-
-
-def section_of(card: str, heading: str) -> str | None:
-    """The section under a heading, as [`with_section`] put it in; None where there is none."""
-    found = re.search(rf"^{re.escape(heading)}\n", card, flags=re.MULTILINE)
-    if not found:
+def _calibration(config: MEViTConfig) -> dict[str, Any] | None:
+    """The calibration that chose the config's thresholds; None where early exit is off or they were set by hand."""
+    if not (config.early_exit and config.calibration):
         return None
-    start = found.start()
-    end = card.find("\n## ", start)
-    return card[start:end] if end >= 0 else card[start:]
+    point = config.calibration["operating_point"]
+    is_in_use = (point["policy"], point["thresholds"]) == (config.exit_policy, config.resolve_exit_thresholds())
+    return config.calibration if is_in_use else None
 
 
-def with_section(card: str, heading: str, section: str | None) -> str:
-    """A card's text with a section put in before "How to load it", replaced or, where it is None, taken out."""
-    before = "## How to load it\n"
-    old = section_of(card, heading)
-    if old is not None:
-        card = card.replace(f"{old}\n", "", 1) if f"{old}\n" in card else card.replace(old, "", 1)
-    if section is None:
-        return card
-    place = card.find(before)
-    return f"{card[:place]}{section}\n{card[place:]}" if place >= 0 else f"{card.rstrip()}\n\n{section}"
+def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str, Any]:
+    """How the thresholds were chosen, and what is promised of them."""
+    target, point, data = (calibration[key] for key in ("target", "operating_point", "data"))
+    rows = zip(exit_layers, point["thresholds"], strict=False)  # the last exit has none
+    digest = f"; SHA-256 of content and labels `{data['sha256'][:16]}…`" if data else ""
+    return {
+        "policy": point["policy"],
+        "score": SCORES[point["policy"]],
+        "thresholds": markdown_table(("exit", "threshold"), ((layer, f"{number:.6g}") for layer, number in rows)),
+        "target": _target(target),
+        "calibration_data": _images(point["num_samples"], data, digest),
+        "accuracy": f"{point['accuracy']:.1%}",
+        "full_model_accuracy": f"{point['full_model_accuracy']:.1%}",
+        "cost": f"{point['cost']:.3f}",
+        "harms": point["harms"],
+        "corrections": point["corrections"],
+    }
 
 
-def _data_sentence(dataset: str, num_samples: dict[str, int], base_model: str | None) -> str:
-    counts = ", ".join(f"{count:,} {split}" for split, count in num_samples.items())
-    start = f"from {base_model}" if base_model else "from random weights"
-    return f"Trained on {dataset} ({counts} images), {start}."
+def _target(target: dict[str, Any]) -> str:
+    """What the thresholds were chosen for, and whether it is promised for other images."""
+    drop, confidence = target.get("max_accuracy_drop"), target.get("confidence")
+    if drop is None:
+        return (
+            f"They give the best accuracy within a mean cost of {target['max_cost']:.3g} on the calibration images. "
+            "Nothing is promised for others."
+        )
+    if confidence is None:
+        return (
+            f"They give the lowest cost that loses at most {drop:.2%} in accuracy against the last exit on the "
+            "calibration images. Nothing is promised for others."
+        )
+    return (
+        f"Certified: with probability {confidence:.0%} over the draw of the calibration images, early exit loses at "
+        f"most {drop:.2%} in accuracy against the last exit on images like those ({target['bound']} bound), if those "
+        "images neither trained the model nor chose its recipe."
+    )
 
 
-def _table(header, rows) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _is_of_other_images(evaluation: dict[str, Any], calibration: dict[str, Any]) -> bool:
+    """Whether an evaluation ran the calibrated thresholds, on images that neither chose them nor trained the model."""
+    run, data = evaluation.get("early_exit"), evaluation.get("data")
+    if not run or "operating_point" not in run:  # which evaluations by older versions lack
+        return False
+    measured, chosen = run["operating_point"], calibration["operating_point"]
+    return (
+        (measured["policy"], measured["thresholds"]) == (chosen["policy"], chosen["thresholds"])
+        and not evaluation["calibration_images"]
+        and not (data and data["split"] in ("train", "all"))
+    )
+
+
+def _evaluation(evaluation: dict[str, Any]) -> dict[str, str]:
+    """What early exit gave on other images, and on which machine."""
+    environment = _environment(evaluation)
+    threads = f", {environment['threads']} threads" if environment.get("threads") else ""
+    return {
+        "evaluation_data": _images(evaluation["num_samples"], evaluation.get("data")),
+        "measured_on": f"; on {_device(environment)}{threads}" if environment else "",
+        "measured": early_exit_sentence(evaluation["early_exit"]),
+    }
+
+
+def _images(count: int, data: dict[str, Any] | None, more: str = "") -> str:
+    """How many images of what, such as "300 images of demo (validation)"."""
+    if not data:
+        return f"{count} images"
+    half = f", {data['half']} half" if data["half"] else ""
+    return f"{count} images of {data['name']} ({data['split']}{half}{more})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _base_model(metrics: dict[str, Any]) -> Any:
+    """Name of the pretrained ViT that training started from, or None."""
+    return metrics.get("card", {}).get("base_model") or metrics.get("recipe", {}).get("backbone")
+
+
+def _environment(measured: dict[str, Any]) -> dict[str, Any]:
+    return measured.get("environment") or measured.get("machine") or {}  # its name in older versions
+
+
+def _device(environment: dict[str, Any]) -> str:
+    """What a model ran on: the accelerator, if there is one and `device` does not say that it was left alone."""
+    if environment["accelerator"] and environment.get("device") != "cpu":
+        return str(environment["accelerator"])
+    return f"{environment['cpu']} ({environment['cores']} cores)"
+
+
+def _figure(file: Path, description: str) -> str:
+    return f"![{description}]({file.name})" if file.is_file() else ""
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -1,15 +1,72 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import platform
 import subprocess
 import sys
 
-from modeling_mevit import process_memory
+import pytest
+import torch
+import transformers
+
+from modeling_mevit.reports import environment
+from modeling_mevit.reports.environment import environment_info, peak_rss_mib, rss_mib
 
 
+TORCH = torch.__version__.split("+")[0]  # packages do not tell the build
+
+
+def in_a_fresh_process(expression: str) -> str:
+    """What a process prints that has loaded this one file of the package."""
+    program = f"import json, runpy, sys; module = runpy.run_path({environment.__file__!r}); print({expression})"
+    return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+
+
+def ballast(mib: int) -> bytearray:
+    """Memory that is really held: every page is written to."""
+    held = bytearray(mib * 2**20)
+    held[:: 2**12] = b"\1" * len(held[:: 2**12])
+    return held
+
+
+def test_tells_what_numbers_were_measured_on():
+    info = environment_info()
+    assert (info["cores"], info["python"]) == (os.cpu_count(), platform.python_version())
+    assert (info["torch"], info["transformers"]) == (TORCH, transformers.__version__)
+    assert (info["accelerator"] is None) is not torch.cuda.is_available()
+    assert info["cpu"] and info["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(info)) == info
+
+
+def test_needs_the_standard_library_alone():
+    expression = 'json.dumps([module["environment_info"](), "torch" in sys.modules or "numpy" in sys.modules])'
+    info, imported = json.loads(in_a_fresh_process(expression))
+    assert not imported and info["accelerator"] is None
+    assert {**environment_info(), "accelerator": None, "threads": None} == info
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-package"))
+    info = environment_info()
+    assert info["torch"] == TORCH and info["no-such-package"] is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory now is not told")
+def test_memory_rises_with_what_is_held_and_its_peak_stays():
+    before = rss_mib()
+    held = ballast(50)
+    during = rss_mib()
+    assert during - before == pytest.approx(50, abs=5)
+    assert peak_rss_mib() > during - 1  # the system counts both in steps
+    del held
+    assert rss_mib() < during - 40
+    assert peak_rss_mib() > during - 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the parent too")
 def test_a_child_does_not_inherit_the_memory_of_its_parent():
-    ballast = bytearray(300 * 2**20)
-    ballast[:: 2**12] = b"\1" * len(ballast[:: 2**12])
-    assert process_memory.peak() >= process_memory.resident() > 300
-    program = f"import runpy; print(runpy.run_path({process_memory.__file__!r})['peak']())"
-    child = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert 5 < float(child.stdout) < 200
+    held = ballast(300)
+    assert peak_rss_mib() > 300
+    assert 5 < float(in_a_fresh_process('module["peak_rss_mib"]()')) < 200
+    del held
