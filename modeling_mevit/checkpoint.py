@@ -4,23 +4,27 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
 
-from .data.image_dataset import DataSource
+from .configuration_mevit import MEViTConfig
+from .data.image_dataset import DataSource, ImageClassificationDataset
 from .early_exit.evaluation import Evaluation, classifier_accuracy
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
 from .reports.model_card import write_card
-from .reports.tables import evaluation_tables
+from .reports.tables import benchmark_table, evaluation_tables
 
 
 if TYPE_CHECKING:
+    from .onnx.quantize import Quantization
     from .onnx.runtime import MEViTCascade
 
 _COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the config
@@ -80,6 +84,52 @@ def load_image_processor(checkpoint: str) -> Any:
     return AutoImageProcessor.from_pretrained(checkpoint)
 
 
+def quantization_for(
+    config: MEViTConfig, image_processor: Any, source: DataSource, precision: str, target: str | None
+) -> "Quantization":
+    """What an export in a lower precision needs: training images for ranges, others for thresholds.
+
+    Args:
+        config: of the model.
+        image_processor: of the model.
+        source: the data set that the model was trained on. Its split and half choose the thresholds anew; without a
+            split, the images that calibrated the model do, or those of validation.
+        precision: one of `onnx.quantize.PRECISIONS`.
+        target: processor that int8 files are made for.
+    """
+    from .onnx.quantize import Quantization  # needs ONNX Runtime
+
+    if not source.split:
+        calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
+        source = replace(source, split=calibrated["split"], half=source.half or calibrated["half"])
+    training = replace(source, split="train", half=None)
+    return Quantization(
+        precision,
+        calibration=source.load(config.label2id, image_processor),
+        training=training.load(config.label2id, image_processor),
+        target=target,
+    )
+
+
+def check_export_of(config: MEViTConfig, exported: Path) -> None:
+    """Checks that a directory holds the cascade of a model as it is calibrated now.
+
+    Raises:
+        ValueError: where it does not, or where one of both does not leave early.
+    """
+    if not config.early_exit or not is_export(exported):
+        raise ValueError(f"the checkpoint must be calibrated, and {exported} must hold its cascade.")
+    cascade = MEViTConfig.from_pretrained(exported)
+    if not cascade.early_exit:
+        raise ValueError(f"the cascade in {exported} must leave early; early exit is off in its config.json.")
+    if _calibrated_for(config) != _calibrated_for(cascade):
+        raise ValueError(f"{exported} must be of the checkpoint as it is calibrated now; export it again.")
+
+
+def _calibrated_for(config: MEViTConfig) -> tuple[str, Any]:
+    return config.exit_policy, (config.calibration or {}).get("target")
+
+
 def output_directory(checkpoint: str, output: Path | None) -> Path:
     """Where results go: `output`, or the checkpoint's own directory.
 
@@ -112,11 +162,31 @@ def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **lo
         ValueError: where it has several exits.
     """
     model = load_classifier(checkpoint, device)
-    exit_layers = getattr(model.config, "exit_layers", [])
+    config: Any = model.config
+    exit_layers = getattr(config, "exit_layers", [])
     if len(exit_layers) > 1:
         raise ValueError(f"--plain must name a plain ViT, which has one exit; {checkpoint} has exits {exit_layers}.")
-    dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
+    dataset = source.load(config.label2id, load_image_processor(checkpoint))
     return classifier_accuracy(model, dataset, **loading)
+
+
+def save_benchmark(
+    rows: list[dict[str, Any]], why_no_energy: str | None, num_samples: int, threads: int, file: Path | None
+) -> str:
+    """Writes what a benchmark measured, where a file is named, and returns its table."""
+    if file:
+        environment = {**environment_info(), "threads": threads or torch.get_num_threads()}
+        energy = why_no_energy or "measured"
+        content = {"environment": environment, "num_samples": num_samples, "energy": energy, "rows": rows}
+        file.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    return benchmark_table(rows, why_no_energy)
+
+
+def draw_images(dataset: ImageClassificationDataset, count: int) -> list[np.ndarray]:
+    """Some images of a data set, drawn at random, always the same ones: (1, C, H, W) each, float32."""
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    images: list[Any] = [dataset[index]["pixel_values"] for index in drawn]
+    return [image[None].numpy() for image in images]
 
 
 def save_evaluation(evaluation: Evaluation, directory: Path) -> str:

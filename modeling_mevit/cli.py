@@ -5,7 +5,6 @@
 # Each command parses, calls the library and prints. What it needs is imported inside: help needs neither torch nor
 # Transformers.
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -166,7 +165,7 @@ def export(
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":
         if data is None:
-            raise ValueError(f"--precision {precision} needs --data: training images for ranges, others for thresholds.")
+            raise ValueError(f"--precision {precision} needs --data, for ranges of activations and for thresholds.")
         source = DataSource(data, split or "", half, image_column, label_column)
         quantization = quantization_for(model.config, image_processor, source, precision, target)
     done = run_export(

@@ -319,22 +319,28 @@ def fixed_sequence_test(
     Returns:
         The boldest certified operating point, None where none that saves anything is certified; and the first one that
         failed, None where all passed.
+
+    Raises:
+        ValueError: where the target has no confidence.
     """
+    drop, confidence = target.max_accuracy_drop, target.confidence
+    if drop is None or confidence is None:
+        raise ValueError(f"a test needs a target with max_accuracy_drop and confidence, got {target}.")
     certified = None
     for thresholds in sequence:
         point = predictions.simulate(policy, thresholds)
-        if p_value(point, target) > 1 - target.confidence:
+        if p_value(point, drop, target.bound or BOUNDS[0]) > 1 - confidence:
             return certified, point
         if point.saves:
             certified = point
     return certified, None
 
 
-def p_value(point: OperatingPoint, target: CalibrationTarget) -> float:
-    """Of the hypothesis that the true drop is above `target.max_accuracy_drop`, by `target.bound`."""
-    if target.bound == "harm":
-        return harm_p_value(point.harms, point.num_samples, target.max_accuracy_drop)
-    return difference_p_value(point.harms, point.corrections, point.num_samples, target.max_accuracy_drop)
+def p_value(point: OperatingPoint, max_accuracy_drop: float, bound: str) -> float:
+    """Of the hypothesis that the true drop is above `max_accuracy_drop`, by one of `BOUNDS`."""
+    if bound == "harm":
+        return harm_p_value(point.harms, point.num_samples, max_accuracy_drop)
+    return difference_p_value(point.harms, point.corrections, point.num_samples, max_accuracy_drop)
 
 
 def harm_p_value(harms: int, num_samples: int, max_accuracy_drop: float) -> float:

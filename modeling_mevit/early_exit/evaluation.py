@@ -145,7 +145,8 @@ def evaluate(
         )
     plain = predictor.to_vit() if config.early_exit else None
     collector = PredictionCollector(config)
-    exit_layers, seconds, plain_seconds = [], 0.0, 0.0
+    exit_layers: list[np.ndarray] = []
+    seconds = plain_seconds = 0.0
     for batch in batches(dataset, batch_size, num_workers, "evaluation"):
         pixel_values = batch["pixel_values"].to(predictor.device)
         collector.add(predictor(pixel_values, early_exit=False), batch["labels"])
@@ -195,7 +196,7 @@ def count_calibration_images(config: MEViTConfig, dataset: Dataset) -> int:
     hashes = getattr(dataset, "image_hashes", None)
     if not data or hashes is None:
         return 0
-    if "image_digests" in data:
+    if data.get("image_digests"):
         return count_known(hashes, data["image_digests"])
     # calibrated before digests were kept
     return len(hashes) if dataset.describe()["sha256"] == data["sha256"] else 0  # type: ignore[attr-defined]
@@ -237,8 +238,7 @@ def _policy(predictions: ExitPredictions, scores: np.ndarray) -> PolicyQuality:
     areas = auroc_per_exit(scores, correct)
     return PolicyQuality(
         auroc={
-            layer: None if np.isnan(area) else area
-            for layer, area in zip(predictions.exit_layers, areas, strict=True)
+            layer: None if np.isnan(area) else area for layer, area in zip(predictions.exit_layers, areas, strict=True)
         },
         area=area_under(*shared_threshold_curve(scores, correct, costs), costs),
         oracle=area_under(*oracle_curve(correct, costs), costs),

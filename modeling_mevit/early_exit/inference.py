@@ -43,9 +43,12 @@ def predict_files(
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
         outputs = predictor(torch.stack([transform(read_image(file)) for file in batch]).to(predictor.device))
+        assert outputs.logits is not None
         probabilities, labels = outputs.logits.float().softmax(-1).max(-1)
         layers = [config.exit_layers[-1]] * len(batch)
         if outputs.exit_layer is not None:
             layers = outputs.exit_layer.tolist()
-        for file, label, probability, layer in zip(batch, labels.tolist(), probabilities.tolist(), layers, strict=True):
+        for file, label, probability, layer in zip(
+            batch, labels.tolist(), probabilities.tolist(), layers, strict=True
+        ):
             yield Answer(file, config.id2label[label], probability, layer)

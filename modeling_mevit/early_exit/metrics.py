@@ -1,6 +1,9 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How well scores find errors, and what early exit by them gives at each cost. N samples, E exits in ascending order."""
+"""How well scores find errors, and what early exit by them gives at each cost.
+
+N samples, E exits in ascending order.
+"""
 
 import numpy as np
 from scipy.stats import mannwhitneyu

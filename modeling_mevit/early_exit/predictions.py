@@ -153,6 +153,7 @@ class PredictionCollector:
         Raises:
             ValueError: where a score is NaN.
         """
+        assert outputs.exit_logits is not None and outputs.exit_scores is not None  # all exits were run
         logits = outputs.exit_logits.float().cpu()
         for policy in EXIT_POLICIES:
             if policy == self.config.exit_policy:

@@ -97,7 +97,7 @@ def test_says_where_running_to_the_end_is_best(mevit, checkpoint, photos, budget
         weights[f"exits.{layer}.classifier.weight"] *= -1
     save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
     code, out = mevit("calibrate", checkpoint, "--data", photos, *budget, "--policy", "confidence")
-    assert code == 1 and "No thresholds that let an image leave early are better than running every image to the end" in out
+    assert code == 1 and "No thresholds that let an image leave early are better than running" in out
     assert config_of(checkpoint)["early_exit"] is False
 
 
@@ -195,8 +195,14 @@ def test_bad_input_ends_with_one_line_and_changes_nothing(mevit, checkpoint, pho
 def test_checkpoints_that_cannot_leave_early_are_named(mevit, checkpoint, photos, tmp_path):
     MEViTForImageClassification.from_pretrained(checkpoint).truncate(2).save_pretrained(tmp_path / "one")
     shutil.copy(checkpoint / "preprocessor_config.json", tmp_path / "one")
-    assert "needs at least two exits; the model has one" in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
-    assert "must name a plain ViT, which has one exit" in mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint)[0]
+    assert (
+        "needs at least two exits; the model has one"
+        in mevit("calibrate", tmp_path / "one", "--data", photos, "--max-cost", "0.6")[0]
+    )
+    assert (
+        "must name a plain ViT, which has one exit"
+        in mevit("evaluate", checkpoint, "--data", photos, "--plain", checkpoint)[0]
+    )
 
     weights_before = (checkpoint / "model.safetensors").read_bytes()
     weights = load_file(checkpoint / "model.safetensors")

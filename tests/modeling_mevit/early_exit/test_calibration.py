@@ -165,7 +165,7 @@ def many_exits(images: int, seed: int, harm: float, correction: float) -> ExitPr
 
 @pytest.mark.parametrize(("bound", "harm", "correction"), [("harm", 0.021, 0.0), ("difference", 0.051, 0.03)])
 def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, correction):
-    """Every list of thresholds loses 2.1 %, so each certificate of 2 % is wrong. Searching for one that passes finds it.
+    """Every threshold loses 2.1 %, so each certificate of 2 % is wrong. Searching for one that passes finds it.
 
     (By the exact bound at least; the betting bound is too careful for that.)
     """
@@ -176,7 +176,7 @@ def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, co
         exits = many_exits(600, seed, harm, correction)
         in_turn += fixed_sequence_test(exits, "margin", sequence, target)[0] is not None
         points = [exits.simulate("margin", thresholds) for thresholds in sequence]
-        searched += any(p_value(point, target) <= 0.05 for point in points)
+        searched += any(p_value(point, 0.02, bound) <= 0.05 for point in points)
     assert in_turn <= 33
     assert bound == "difference" or searched > 66
 
@@ -206,9 +206,7 @@ def test_nothing_is_chosen_where_no_image_leaves():
     target = CalibrationTarget(max_accuracy_drop=0.1, confidence=0.9)
     assert fixed_sequence_test(exits, "confidence", [[0.0, 0.0]], target)[0] is None
     wrong = ExitPredictions([6, 9, 12], COSTS, exits.labels, exits.predictions * [0, 0, 1], exits.scores)
-    chosen = calibrate_predictions(
-        wrong, CalibrationTarget(max_accuracy_drop=0.0), policy="confidence", num_labels=2
-    )
+    chosen = calibrate_predictions(wrong, CalibrationTarget(max_accuracy_drop=0.0), policy="confidence", num_labels=2)
     assert chosen.operating_point is None
     assert str(chosen) == (
         "No thresholds that let an image leave early are better than running every image to the end."
@@ -220,6 +218,8 @@ def test_nothing_is_certified_where_early_exits_harm():
     target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95)
     certified, failed = fixed_sequence_test(exits, "confidence", [[0.5, 0.5], [1.0, 1.0]], target)
     assert certified is None and failed.thresholds == [0.5, 0.5]
+    with pytest.raises(ValueError, match="needs a target with max_accuracy_drop and confidence"):
+        fixed_sequence_test(exits, "confidence", [[0.5, 0.5]], CalibrationTarget(max_cost=0.5))
 
 
 @pytest.mark.parametrize(

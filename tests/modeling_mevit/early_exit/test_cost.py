@@ -7,12 +7,12 @@ from transformers import ViTForImageClassification
 
 from modeling_mevit import MEViTConfig
 from modeling_mevit.early_exit.cost import (
+    count_macs,
     dynamic_exit_costs,
-    static_exit_costs,
     exit_parameters,
     mean_cost,
-    count_macs,
     on_meta_device,
+    static_exit_costs,
 )
 from tests.helpers.models import TINY, thirds_as_thresholds, tiny_model
 
@@ -70,9 +70,7 @@ def test_who_leaves_late_pays_for_the_exits_passed():
 
 def test_heads_and_predictors_are_counted():
     costs = {
-        labels: count_macs(
-            on_meta_device(ViTForImageClassification, MEViTConfig(**{**TINY, "num_labels": labels}))
-        )
+        labels: count_macs(on_meta_device(ViTForImageClassification, MEViTConfig(**{**TINY, "num_labels": labels})))
         for labels in (5, 6)
     }
     assert costs[6] - costs[5] == 32
