@@ -7,8 +7,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from arguments import Run, RunArguments
 from baselines.transfg import TransFGForImageClassification, predict
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.checkpoint import load_classifier
@@ -19,9 +20,6 @@ from modeling_mevit.reports.environment import environment_info
 from modeling_mevit.reports.figures import training_curve
 from modeling_mevit.reports.tables import results_table
 
-
-if TYPE_CHECKING:
-    from train import Run, RunArguments
 
 SANDWICH_SETTINGS = ["num_random_exits", "distillation_weight", "uncertainty_weight", "distillation_temperature"]
 BANNER_NOTE = "cut off below each image, before the image processor"

@@ -17,9 +17,8 @@ import check_installed  # noqa: F401 (before what it looks for)
 
 import logging
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
@@ -27,6 +26,7 @@ from transformers import DeiTImageProcessor, TrainerState, set_seed
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from arguments import DataArguments, ModelArguments, Run, RunArguments
 from baselines.transfg import TransFGConfig, TransFGForImageClassification, TransFGTrainer
 from modeling_mevit import ImageClassificationDataset, MEViTConfig, MEViTForImageClassification
 from modeling_mevit.checkpoint import load_classifier
@@ -36,81 +36,10 @@ from modeling_mevit.data.image_processing import evaluation_transform, image_pro
 from modeling_mevit.trainer import MEViTTrainer, get_last_checkpoint, load_checkpoint, training_is_complete
 from modeling_mevit.training_args import MEViTTrainingArguments
 from run_results import steps_written, write_results
-from settings import SettingsParser, as_mapping, split_config
+from settings import SettingsParser, split_config
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ModelArguments:
-    """Which model, where it starts from, and where its exits are."""
-
-    architecture: Literal["mevit", "transfg"] = field(
-        default="mevit", metadata={"help": "'mevit', or 'transfg', which has one exit, to compare with."}
-    )
-    backbone: str | None = field(
-        default=None,
-        metadata={"help": "Local directory or Hub name of a pretrained ViT. Without one, weights start at random."},
-    )
-    exit_layers: list[int] | None = field(
-        default=None,
-        metadata={"help": "Layers with an exit; the later half of the encoder by default. For 'mevit' alone."},
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "Licence of the checkpoint for its card, as the Hub names it. Not for 'transfg'."},
-    )
-    model_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Further fields of the model's config: a mapping, as JSON in an option."}
-    )
-
-    def __post_init__(self) -> None:
-        self.model_config = as_mapping("model_config", self.model_config)
-
-
-@dataclass
-class DataArguments:
-    """Which images, and how they become tensors."""
-
-    dataset: str = field(
-        default="demo",
-        metadata={"help": "A folder (ImageFolder, Stanford Cars or FGVC-Aircraft layout), a Hub id, or 'demo'."},
-    )
-    image_column: str | None = field(default=None, metadata={"help": "Column of a Hub data set with the images."})
-    label_column: str | None = field(
-        default=None,
-        metadata={"help": "Column of a Hub data set with the labels. FGVC-Aircraft: 'family' or 'manufacturer'."},
-    )
-    selection_fraction: float = field(
-        default=0.0,
-        metadata={
-            "help": "Part of train moved to validation per class, to choose a recipe by; test is then not looked at."
-        },
-    )
-    image_size: int = field(default=224, metadata={"help": "Side in pixels of what the model sees."})
-    resize_size: int | None = field(
-        default=None, metadata={"help": "Side in pixels to which images are resized before the crop; 600/448 of it."}
-    )
-    auto_augment: bool = field(default=False, metadata={"help": "Whether to apply AutoAugment (ImageNet policy)."})
-
-
-@dataclass(frozen=True)
-class RunArguments:
-    """All settings of a run."""
-
-    model: ModelArguments
-    data: DataArguments
-    training: MEViTTrainingArguments
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that is ready to start; `test_set` is None for one that is to choose a recipe."""
-
-    arguments: RunArguments
-    trainer: MEViTTrainer
-    test_set: ImageClassificationDataset | None
 
 
 def settings_parser() -> SettingsParser:

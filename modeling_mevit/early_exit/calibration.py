@@ -60,6 +60,7 @@ class CalibrationTarget:
 
     >>> CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).bound
     'harm'
+
     ```
     """
 

@@ -11,17 +11,15 @@ from PIL import Image
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
 from modeling_mevit.data.image_processing import image_processor_for
-from tests.helpers.images import write_colours
+from tests.helpers.images import EVALUATION_SIZES, TWO_COLOURS, write_colours
 from tests.helpers.models import TINY
-
-
-COLOURS = {"crimson": (200, 20, 60), "teal": (0, 128, 128)}
-SIZES = {"train": 3, "validation": 40, "test": 20}
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
-    return write_colours(tmp_path_factory.mktemp("photos"), COLOURS, SIZES, deviation=60, shape=(16, 16))
+    return write_colours(
+        tmp_path_factory.mktemp("photos"), TWO_COLOURS, EVALUATION_SIZES, deviation=60, shape=(16, 16)
+    )
 
 
 @pytest.fixture(scope="session")

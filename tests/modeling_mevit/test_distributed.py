@@ -18,6 +18,7 @@ def report_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "report.json").read_text())
 
 
+@pytest.mark.slow
 def test_two_processes_follow_the_trajectory_of_one(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -288,6 +288,7 @@ def test_without_accelerate_one_line_tells_what_to_install(monkeypatch):
 # One trajectory
 
 
+@pytest.mark.slow
 def test_accumulating_4_batches_of_4_equals_one_of_16(tmp_path):
     whole = make_trainer(tmp_path, images=48, optim="sgd", per_device_train_batch_size=16)
     parts = make_trainer(
@@ -323,6 +324,7 @@ def resumable(workers: int, best: bool) -> dict:
     return settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 5, 7])
 @pytest.mark.parametrize(("workers", "best"), [(0, False), (2, False), (0, True), (2, True)])
 def test_a_resumed_run_goes_on_as_the_uninterrupted_one(tmp_path, uninterrupted, workers, best, step):

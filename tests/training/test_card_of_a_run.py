@@ -6,35 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-import train
 from modeling_mevit import cli
-from tests.helpers.images import write_colours
 
 
-COLOURS = {"crimson": (200, 20, 60), "indigo": (75, 0, 130), "teal": (0, 128, 128)}
-SETTINGS = {
-    "image_size": 16,
-    "resize_size": 20,
-    "exit_layers": [1, 2, 3],
-    "model_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "patch_size": 4,
-    },
-    "learning_rate": 0.003,
-    "num_train_epochs": 3,
-    "per_device_train_batch_size": 6,
-    "license": "mit",
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "dataloader_pin_memory": False,
-    "report_to": "none",
-    "seed": 0,
-}
 PLACEHOLDERS = {
     "number": r"[\d.]+",
     "duration": r"\d+ (s|min)",
@@ -45,14 +20,12 @@ PLACEHOLDERS = {
 }
 
 
-def test_the_whole_card(tmp_path, monkeypatch):
-    sizes = {"train": 12, "validation": 8, "test": 6}
-    data = str(write_colours(tmp_path / "colours", COLOURS, sizes, deviation=40, shape=(22, 26)))
-    config, checkpoint = tmp_path / "config.yaml", tmp_path / "colours-mevit"
-    config.write_text(yaml.safe_dump(SETTINGS))
-    train.main([str(config), "--dataset", data, "--output_dir", str(checkpoint)])
+@pytest.mark.slow
+def test_the_whole_card(run_again, folder, monkeypatch):
+    checkpoint, again = run_again
+    again("--license", "mit")
     for command in (["calibrate", str(checkpoint), "--max-cost", "0.9"], ["evaluate", str(checkpoint)]):
-        monkeypatch.setattr("sys.argv", ["mevit", *command, "--data", data])
+        monkeypatch.setattr("sys.argv", ["mevit", *command, "--data", str(folder)])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
         assert not stopped.value.code

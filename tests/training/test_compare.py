@@ -56,6 +56,7 @@ def results(directory) -> dict[str, Any]:
     return compare.main([str(directory / "compare.yaml")])
 
 
+@pytest.mark.slow
 def test_every_model_and_exit_is_in_the_table(results, directory):
     table = (directory / "runs/comparison/table.md").read_text()
     names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
@@ -67,6 +68,7 @@ def test_every_model_and_exit_is_in_the_table(results, directory):
     assert len(results["attention_similarity"]) == 3
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_runs(results, directory):
     for model, rows in results["accuracy"].items():
         for seed in range(len(rows[0]["seeds"])):
@@ -75,6 +77,7 @@ def test_accuracies_are_those_of_the_runs(results, directory):
             assert [row["seeds"][seed] for row in rows] == pytest.approx(measured)
 
 
+@pytest.mark.slow
 def test_class_changes_are_the_mean_over_seeds(results, directory):
     changes = []
     for seed in (0, 1):
@@ -85,6 +88,7 @@ def test_class_changes_are_the_mean_over_seeds(results, directory):
     assert results["class_changes"] == pytest.approx(np.mean(changes, axis=0).tolist())
 
 
+@pytest.mark.slow
 def test_early_exit_curve_is_that_of_thresholds_from_validation(results, directory):
     for seed, curve in enumerate(results["early_exit"]):
         assert [point["budget"] for point in curve] == pytest.approx(measurements.BUDGETS.tolist())
@@ -104,6 +108,7 @@ def test_early_exit_curve_is_that_of_thresholds_from_validation(results, directo
             assert (point["cost"], point["accuracy"]) == (expected.cost, expected.accuracy)
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice(results, directory, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("done again")
@@ -114,6 +119,7 @@ def test_nothing_is_done_twice(results, directory, monkeypatch):
     assert compare.main([str(directory / "compare.yaml")])["accuracy"] == results["accuracy"]
 
 
+@pytest.mark.slow
 def test_what_is_missing_or_depends_on_something_else_is_measured_anew(results, directory, monkeypatch):
     report = directory / "runs/comparison"
     (report / "cost.json").rename(report / "cost.partial")  # interrupted
@@ -130,6 +136,7 @@ def test_what_is_missing_or_depends_on_something_else_is_measured_anew(results, 
     assert again["cost"] == results["cost"] and (report / "attention.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_of_another_recipe_is_refused(results, directory):
     with pytest.raises(ValueError, match="vit-seed0 was trained with learning_rate=0.003, and 0.01 is asked for"):
         compare.main([str(directory / "compare.yaml"), "--learning_rate", "0.01"])

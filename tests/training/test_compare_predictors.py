@@ -50,6 +50,7 @@ def test_what_the_library_has_is_one_of_them(given, kind):
     torch.testing.assert_close(ours(given.states, given.logits), library(given.logits))
 
 
+@pytest.mark.slow
 def test_compares_every_kind_on_test_images(tmp_path, capsys):
     colours = {f"LABEL_{label}": (50 * label, 0, 0) for label in range(5)}
     sizes = {"train": 8, "validation": 4, "test": 8}

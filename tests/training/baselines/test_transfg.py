@@ -133,6 +133,7 @@ def test_predicts_a_whole_data_set():
     )
 
 
+@pytest.mark.slow
 def test_costs_what_was_published():
     assert relative_cost(TransFGForImageClassification, TransFGConfig(image_size=448)) == pytest.approx(1.78, abs=5e-3)
     published = TransFGConfig(image_size=448, part_selection="matrix_product")

@@ -21,6 +21,7 @@ def test_thresholds_let_the_same_number_leave_at_each_exit(images):
     assert counts.max() - counts.min() <= 1
 
 
+@pytest.mark.slow
 def test_measures_all_ratios(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(early_exit.MODELS, "tiny", SHAPE)
     memory = {"plain": 100.0, "early_exit": 125.0}

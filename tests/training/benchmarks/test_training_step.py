@@ -11,6 +11,7 @@ import training_step
 OPTIONS = ["--image_size", "28", "--batch_size", "2", "--pairs", "4"]
 
 
+@pytest.mark.slow
 def test_measures_both_ratios(tmp_path, monkeypatch):
     peaks = {"--only=vit": 200.0, "--only=mevit": 260.0}
     monkeypatch.setattr(training_step, "peak_memory", lambda script, *options: peaks[options[-1]])
