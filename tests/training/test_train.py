@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training script on a small folder of images: everything that a run promises to write and to survive."""
 
+import importlib
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -468,9 +468,10 @@ def test_bad_input_ends_with_one_line(tmp_path, monkeypatch):
 def test_what_is_not_installed_ends_with_one_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["training/train.py", "demo.yaml"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in ("accelerate", "yaml") else "found")
+    monkeypatch.delitem(sys.modules, "check_installed")
     message = r"^train.py: error: training needs accelerate, yaml, not installed here: pip install 'mevit\[train\]'$"
     with pytest.raises(SystemExit, match=message):
-        runpy.run_path(str(ROOT / "training/check_installed.py"))
+        importlib.import_module("check_installed")
 
 
 def test_a_file_without_settings_is_refused(tmp_path):

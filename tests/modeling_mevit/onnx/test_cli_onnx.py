@@ -79,7 +79,8 @@ def test_a_certificate_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, 
 
 
 @pytest.mark.slow
-def test_benchmarks(mevit, calibrated, exported, photos, tmp_path):
+def test_benchmarks(mevit, calibrated, exported, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mevit.onnx.benchmark.MEMORY_PROCESSES", 1)  # each takes seconds to start
     command = ["benchmark", calibrated, exported, "--data", photos, "--images", "4", "--threads", "1"]
     code, out = mevit(*command, "--output", tmp_path / "benchmark.json")
     assert code == 0 and "| early exit | ONNX Runtime |" in out
