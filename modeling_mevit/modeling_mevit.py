@@ -8,6 +8,7 @@ B samples, E exits in ascending order (the last one is the last encoder layer's)
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -282,7 +283,10 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         needs_last_layer = self.training or output_hidden_states or output_attentions
         hidden_states = [hidden_state] if output_hidden_states else []
         logits = []
-        with recorded_attentions(layers if output_attentions else ()) as attentions:
+        recording: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if output_attentions:
+            recording = recorded_attentions(layers)
+        with recording as attentions:
             for number, layer in enumerate(layers, start=1):
                 if number < len(layers) or needs_last_layer or runs_whole(layer):
                     hidden_state = layer(hidden_state)  # (B, N, d)

@@ -28,9 +28,10 @@ def tiny_model(seed: int = 0, **settings: Any) -> MEViTForImageClassification:
     """
     torch.manual_seed(seed)
     model = MEViTForImageClassification(MEViTConfig(**{**TINY, "uncertainty_input": "logits", **settings})).eval()
+    generator = torch.Generator().manual_seed(seed)  # initial weights take other numbers in other versions of torch
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
