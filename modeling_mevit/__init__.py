@@ -7,10 +7,11 @@ used: a checkpoint loads with torch and Transformers alone, and the Trainer, dat
 where they are not used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._auto_classes import register_with_transformers
-from ._extras import import_with_hint
+from ._extras import extras_named
 from .version import __version__
 
 
@@ -64,7 +65,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_with_hint(f"{__name__}.{_MODULE_OF[name]}"), name)
+    with extras_named(name):
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

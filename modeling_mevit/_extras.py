@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which extra of the package brings a module that is missing."""
 
-from importlib import import_module
-from types import ModuleType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 _EXTRA_OF = {
@@ -24,19 +24,23 @@ class MissingExtraError(ModuleNotFoundError):
     """A module is missing that an extra of the package brings; the message says which."""
 
 
-def import_with_hint(name: str) -> ModuleType:
-    """Imports a module of this package.
+@contextmanager
+def extras_named(what: str) -> Iterator[None]:
+    """Turns the error of a module that is missing into one that names the extra which brings it.
+
+    Args:
+        what: needs the module.
 
     Raises:
-        MissingExtraError: where it needs a module that is not installed and that an extra brings.
+        MissingExtraError: where a module is missing that an extra brings.
     """
     try:
-        return import_module(name)
+        yield
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in _EXTRA_OF:
+        if missing not in _EXTRA_OF or isinstance(error, MissingExtraError):
             raise
         raise MissingExtraError(
-            f"{name} needs {missing}, which is not installed: pip install 'mevit[{_EXTRA_OF[missing]}]'",
+            f"{what} needs {missing}, which is not installed: pip install 'mevit[{_EXTRA_OF[missing]}]'",
             name=error.name,
         ) from error

@@ -16,7 +16,6 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_mevit import MEViTConfig
 from .data.image_dataset import DataSource, ImageClassificationDataset
-from .early_exit.evaluation import Evaluation, classifier_accuracy
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
 from .reports.model_card import write_card
@@ -24,6 +23,7 @@ from .reports.tables import benchmark_table, evaluation_tables
 
 
 if TYPE_CHECKING:
+    from .early_exit.evaluation import Evaluation
     from .onnx.quantize import Quantization
     from .onnx.runtime import MEViTCascade
 
@@ -161,6 +161,8 @@ def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **lo
     Raises:
         ValueError: where it has several exits.
     """
+    from .early_exit.evaluation import classifier_accuracy  # needs scipy
+
     model = load_classifier(checkpoint, device)
     config: Any = model.config
     exit_layers = getattr(config, "exit_layers", [])
@@ -189,7 +191,7 @@ def draw_images(dataset: ImageClassificationDataset, count: int) -> list[np.ndar
     return [image[None].numpy() for image in images]
 
 
-def save_evaluation(evaluation: Evaluation, directory: Path) -> str:
+def save_evaluation(evaluation: "Evaluation", directory: Path) -> str:
     """Writes `evaluation.json`, `evaluation.md` and `accuracy_cost.png`, and the card where a checkpoint lies there.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._extras import MissingExtraError, extras_named
 from .version import __version__
 
 
@@ -189,16 +190,16 @@ def benchmark(
 ) -> None:
     """Measures size, latency, memory and energy at batch 1, beside the plain ViT, in PyTorch and ONNX Runtime."""
     from . import DataSource
-    from ._extras import import_with_hint
     from .checkpoint import check_export_of, draw_images, load_image_processor, load_model, save_benchmark
+    from .onnx.benchmark import benchmark as run_benchmark
+    from .onnx.benchmark import find_energy_monitor
 
-    runs = import_with_hint("modeling_mevit.onnx.benchmark")
     model = load_model(checkpoint, "cpu")
     check_export_of(model.config, exported)
     source = DataSource(data, split, None, image_column, label_column)
     arrays = draw_images(source.load(model.config.label2id, load_image_processor(checkpoint)), images)
-    monitor, why_no_energy = runs.find_energy_monitor()
-    rows = runs.benchmark(checkpoint, exported, arrays, threads=threads, energy_monitor=monitor)
+    monitor, why_no_energy = find_energy_monitor()
+    rows = run_benchmark(checkpoint, exported, arrays, threads=threads, energy_monitor=monitor)
     print(save_benchmark([row.to_dict() for row in rows], why_no_energy, len(arrays), threads, output))
 
 
@@ -225,9 +226,8 @@ def options(
 
 def main() -> None:
     """The console script: bad input ends with one line."""
-    from ._extras import MissingExtraError
-
     try:
-        app()
+        with extras_named("this command"):
+            app()
     except (ValueError, OSError, MissingExtraError) as error:
         sys.exit(f"mevit: error: {error}")

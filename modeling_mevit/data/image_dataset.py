@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .._extras import import_with_hint
+from .._extras import extras_named
 from .identity import encode_digests, fingerprint, image_hashes, public_name
 from .image_processing import Transform, evaluation_transform, read_image
 
@@ -53,7 +53,10 @@ class DataSource:
             MissingExtraError: where the package `datasets` is not installed.
         """
         # imported here, since it needs the package `datasets`, which reading given rows does not
-        rows = import_with_hint("modeling_mevit.data.datasets").load_split(
+        with extras_named("reading a data set"):
+            from .datasets import load_split
+
+        rows = load_split(
             self.name_or_path,
             self.split,
             label2id=label2id,

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import modeling_mevit
+from modeling_mevit.data.image_processing import image_processor_for
 from tests.helpers.models import tiny_model
 
 
@@ -72,6 +75,35 @@ def test_importing_registers_the_auto_classes(directory, first):
 
 def test_a_checkpoint_loads_with_the_core_alone(directory):
     run(WITHOUT.format(hidden=EXTRAS) + "import modeling_mevit\n" + LOADS.format(directory=directory))
+
+
+def test_images_are_classified_with_the_core_alone(directory):
+    """What `mevit predict` does, in the environment of a device."""
+    image = Path(directory, "image.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(image)
+    image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(directory)
+    code = f"""
+import sys
+sys.argv = ["mevit", "predict", {directory!r}, {str(image)!r}]
+from modeling_mevit.cli import main
+main()
+"""
+    file, label, probability, layer = run(WITHOUT.format(hidden=EXTRAS) + code).strip().split("\t")
+    assert (file, layer) == (str(image), "exit 4") and label.startswith("A3") and 0.2 <= float(probability) <= 1
+
+
+def test_a_command_names_the_extra_that_it_lacks(directory):
+    code = f"""
+import sys
+sys.argv = ["mevit", "calibrate", {directory!r}, "--data", "demo", "--max-cost", "0.6"]
+from modeling_mevit.cli import main
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code)
+"""
+    out = run(WITHOUT.format(hidden=["scipy"]) + code)
+    assert out == "mevit: error: CalibrationTarget needs scipy, which is not installed: pip install 'mevit[data]'\n"
 
 
 @pytest.mark.parametrize(
