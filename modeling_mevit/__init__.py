@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .early_exit.evaluation import Evaluation, evaluate
     from .modeling_mevit import MEViTForImageClassification, MEViTOutput
     from .onnx.export import export
+    from .onnx.quantize import Quantization
     from .onnx.runtime import MEViTCascade
     from .trainer import MEViTTrainer
     from .training_args import MEViTTrainingArguments
@@ -40,6 +41,7 @@ _MODULE_OF = {
     "Evaluation": "early_exit.evaluation",
     "evaluate": "early_exit.evaluation",
     "export": "onnx.export",
+    "Quantization": "onnx.quantize",
     "MEViTCascade": "onnx.runtime",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "MEViTOutput",
     "MEViTTrainer",
     "MEViTTrainingArguments",
+    "Quantization",
     "__version__",
     "calibrate",
     "evaluate",

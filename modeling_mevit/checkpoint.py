@@ -102,6 +102,12 @@ def quantization_for(
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
         source = replace(source, split=calibrated["split"], half=source.half or calibrated["half"])
+    confidence = (config.calibration or {}).get("target", {}).get("confidence")
+    if confidence is not None and source.split in ("train", "all"):
+        raise ValueError(
+            f"--split {source.split} has images that trained the model, so it can certify nothing; take images that "
+            f"were held out."
+        )
     training = replace(source, split="train", half=None)
     return Quantization(
         precision,

@@ -162,6 +162,8 @@ def export(
     from . import export as run_export
     from .checkpoint import load_image_processor, load_model, quantization_for
 
+    if precision == "float32" and (data or split or half or target):
+        raise ValueError("--data, --split, --half and --target are for a lower --precision, got float32.")
     layers = None if exits is None else [_layer(text) for text in exits.split(",")]
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":

@@ -73,9 +73,8 @@ class MEViTConfig(ViTConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)  # type: ignore[no-untyped-call, unused-ignore]
-        depth = self.num_hidden_layers
         if exit_layers is None:
-            exit_layers = list(range(max(depth // 2, 1), depth + 1))
+            exit_layers = _default_exit_layers(self.num_hidden_layers)
         self.exit_layers = list(exit_layers)
         self.uncertainty_input = uncertainty_input
         self.exit_policy = exit_policy
@@ -198,13 +197,18 @@ def _without_retired_fields(config_dict: dict[str, Any]) -> dict[str, Any]:
             f"uncertainty_input={UNCERTAINTY_INPUTS[0]!r}."
         )
     fields.pop("uncertainty_target", None)
-    num_exits = len(fields.get("exit_layers", ()))
+    num_exits = len(fields.get("exit_layers") or _default_exit_layers(fields.get("num_hidden_layers", 12)))
     patience = fields.pop("patience", None)
     if patience is not None and fields.get("exit_policy") == "patience":
         fields["exit_thresholds"] = _patience_threshold(patience, num_exits)
     if "promise" in (fields.get("calibration") or {}):
         fields["calibration"] = _converted_calibration(fields["calibration"], num_exits)
     return fields
+
+
+def _default_exit_layers(depth: int) -> list[int]:
+    """The later half of the encoder."""
+    return list(range(max(depth // 2, 1), depth + 1))
 
 
 def _patience_threshold(patience: int, num_exits: int) -> float:
@@ -218,7 +222,7 @@ def _converted_calibration(old: dict[str, Any], num_exits: int) -> dict[str, Any
         thresholds = [_patience_threshold(old["patience"], num_exits)] * (num_exits - 1)
     else:
         thresholds = old["thresholds"]
-    target = {"max_cost": None, "max_accuracy_drop": None, "confidence": None, "bound": None, **old["promise"]}
+    target = {name: value for name, value in old["promise"].items() if value is not None}
     operating_point = {
         "policy": old["policy"],
         "thresholds": thresholds,

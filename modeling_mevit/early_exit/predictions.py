@@ -206,8 +206,10 @@ def predict_exits(
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where there are no images, or a score is NaN.
+        ValueError: where there are no images, a score is NaN, or the model is in training mode.
     """
+    if getattr(predictor, "training", False):
+        raise ValueError("the model must be in eval mode to predict, got one in training mode; call model.eval().")
     collector = PredictionCollector(predictor.config)
     for batch in batches(dataset, batch_size, num_workers, "exits"):
         outputs = predictor(batch["pixel_values"].to(predictor.device), early_exit=False)

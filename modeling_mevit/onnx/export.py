@@ -89,7 +89,7 @@ def export(
     of one that was killed has no config.json, so that it does not load.
 
     Args:
-        model: in float32.
+        model: it is brought to the CPU, to float32 and into eval mode, and stays there.
         image_processor: of the model.
         output: directory that does not exist yet, or is empty.
         exits: exit layers to export a file for; all by default.

@@ -193,7 +193,7 @@ def test_an_old_predictor_that_was_retired_is_refused(tmp_path, changes):
 def test_an_old_calibration_is_converted(tmp_path):
     config = load(tmp_path, exit_thresholds=[0.125, 0.125], early_exit=True, calibration=OLD_CALIBRATION)
     assert config.calibration == {
-        "target": {"max_cost": None, "max_accuracy_drop": 0.02, "confidence": 0.95, "bound": "harm"},
+        "target": {"max_accuracy_drop": 0.02, "confidence": 0.95, "bound": "harm"},
         "operating_point": {
             "policy": "uncertainty",
             "thresholds": [0.125, 0.125],
@@ -226,12 +226,7 @@ def test_an_old_calibration_of_patience_is_converted(tmp_path):
     old |= {"policy": "patience", "patience": 2, "promise": {"max_cost": 0.7}, "data": None}
     config = load(tmp_path, exit_policy="patience", patience=2, early_exit=True, calibration=old)
     assert config.calibration["operating_point"]["thresholds"] == config.resolve_exit_thresholds() == [0.5, 0.5]
-    assert config.calibration["target"] == {
-        "max_cost": 0.7,
-        "max_accuracy_drop": None,
-        "confidence": None,
-        "bound": None,
-    }
+    assert config.calibration["target"] == {"max_cost": 0.7}
     assert config.calibration["data"] is None
 
 

@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What importing the package does, and what it does without, each in a process of its own."""
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,7 @@ def test_images_are_classified_with_the_core_alone(directory):
     image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(directory)
     code = f"""
 import sys
+import zipfile
 sys.argv = ["mevit", "predict", {directory!r}, {str(image)!r}]
 from modeling_mevit.cli import main
 main()
@@ -95,6 +98,7 @@ main()
 def test_a_command_names_the_extra_that_it_lacks(directory):
     code = f"""
 import sys
+import zipfile
 sys.argv = ["mevit", "calibrate", {directory!r}, "--data", "demo", "--max-cost", "0.6"]
 from modeling_mevit.cli import main
 try:
@@ -133,3 +137,24 @@ def test_all_names_can_be_imported():
         assert getattr(modeling_mevit, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         modeling_mevit.nothing  # noqa: B018
+
+
+@pytest.mark.slow
+@pytest.mark.one_major
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    source = tmp_path / "source"
+    kept = ("modeling_mevit", "training", "tests", "setup.py", "setup.cfg", "README.md", "LICENSE")
+    source.mkdir()
+    for name in kept:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+        assert "mevit = modeling_mevit.cli:main" in archive.read(entry_points).decode()
+    assert {name.split("/")[0] for name in names} == {"modeling_mevit", entry_points.split("/")[0]}
+    assert {"modeling_mevit/py.typed", "modeling_mevit/reports/model_card.md"} <= names

@@ -66,5 +66,7 @@ def test_a_model_that_gives_nan_is_refused():
         model.exits["3"].classifier.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="must be numbers, and some are NaN"):
         predict_exits(model, RandomImages())
+    with pytest.raises(ValueError, match="must be in eval mode to predict"):
+        predict_exits(tiny_model().train(), RandomImages())
     with pytest.raises(ValueError, match="the data set has no images; at least one is needed"):
         predict_exits(model, RandomImages(0))
