@@ -36,7 +36,7 @@ def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
     import torch
     from transformers import AutoModelForImageClassification
 
-    import modeling_mevit  # noqa: F401  registers the model
+    import modeling_mevit.modeling_mevit  # noqa: F401  registers the model
 
     if threads:
         torch.set_num_threads(threads)
@@ -82,7 +82,7 @@ def main(kind: str, path: str, image: str, threads: str) -> None:
     if kind == "torch":
         import transformers  # noqa: F401
 
-        from modeling_mevit import MEViTForImageClassification  # noqa: F401
+        from modeling_mevit.modeling_mevit import MEViTForImageClassification  # noqa: F401
     else:
         import onnxruntime  # noqa: F401
     before = memory.rss_mib()
