@@ -9,6 +9,9 @@ import pytest
 from nbclient import NotebookClient
 
 
+pytestmark = pytest.mark.one_major
+
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NAMES = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
 

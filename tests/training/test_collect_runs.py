@@ -8,6 +8,9 @@ import collect_runs
 from tests.helpers.runs import write_metrics
 
 
+pytestmark = pytest.mark.one_major
+
+
 def test_runs_are_added_and_replaced_and_differences_shown(tmp_path):
     first = write_metrics(tmp_path / "b", (0.5, 0.6))
     second = write_metrics(tmp_path / "a", (0.7, 0.8), seconds=None, test=False, model_config={"patch_size": 14})

@@ -21,6 +21,9 @@ from tests.helpers.images import write_colours
 from tests.helpers.runs import SETTINGS, SHAPE
 
 
+pytestmark = pytest.mark.one_major
+
+
 MODELS = {
     "vit": {"seeds": [0, 1], "options": {"exit_layers": [3], "uncertainty_weight": 0}},
     "mevit": {"seeds": [0, 1]},

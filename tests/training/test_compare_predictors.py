@@ -16,6 +16,9 @@ from tests.helpers.images import write_colours
 from tests.helpers.models import TINY, tiny_model
 
 
+pytestmark = pytest.mark.one_major
+
+
 @pytest.fixture
 def given() -> compare_predictors.ExitStates:
     generator = torch.Generator().manual_seed(0)

@@ -7,6 +7,9 @@ import compare_runs
 from tests.helpers.runs import write_predictions
 
 
+pytestmark = pytest.mark.one_major
+
+
 def test_accuracies_and_differences_by_hand(tmp_path, capsys):
     labels = [0, 1, 2, 3]
     baseline = write_predictions(tmp_path / "vit", labels, [[0], [1], [0], [0]], [12])  # 2 of 4

@@ -12,6 +12,9 @@ from PIL import Image
 from modeling_mevit.data.demo import CLASS_NAMES, demo_images, draw_aircraft
 
 
+pytestmark = pytest.mark.one_major
+
+
 SIZE = 64
 LABEL_PAIRS = list(combinations(range(len(CLASS_NAMES)), 2))
 

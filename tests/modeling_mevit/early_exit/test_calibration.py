@@ -128,6 +128,8 @@ def test_required_sample_size():
     assert required_sample_size(0.03, 0.01, 0.95, **rates) is None
 
 
+@pytest.mark.slow
+@pytest.mark.one_major
 @pytest.mark.parametrize("bound", ["harm", "difference"])
 def test_the_certificate_holds_in_a_simulation(bound):
     """500 draws of 600 images; the truth is known from 200,000. At 5 %, 33 violations or more have p < 0.05."""
@@ -163,6 +165,8 @@ def many_exits(images: int, seed: int, harm: float, correction: float) -> ExitPr
     )
 
 
+@pytest.mark.slow
+@pytest.mark.one_major
 @pytest.mark.parametrize(("bound", "harm", "correction"), [("harm", 0.021, 0.0), ("difference", 0.051, 0.03)])
 def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, correction):
     """Every threshold loses 2.1 %, so each certificate of 2 % is wrong. Searching for one that passes finds it.

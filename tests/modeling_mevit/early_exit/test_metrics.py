@@ -10,6 +10,9 @@ from modeling_mevit.early_exit.metrics import area_under, auroc_per_exit, oracle
 from modeling_mevit.early_exit.predictions import ExitPredictions
 
 
+pytestmark = pytest.mark.one_major
+
+
 def test_auroc_by_hand():
     scores = np.array([[0.9, 0.1], [0.2, 0.2], [0.5, 0.3], [0.5, 0.4]])
     correct = np.array([[False, True], [True, True], [True, True], [False, True]])

@@ -20,6 +20,13 @@ if not (find_spec("optimum") and find_spec("optimum.onnxruntime") and find_spec(
     collect_ignore_glob = ["test_*.py"]
 
 
+def pytest_collection_modifyitems(items):
+    """Exporting takes seconds: all tests of this folder are slow."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def processor() -> DeiTImageProcessor:
     return image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)

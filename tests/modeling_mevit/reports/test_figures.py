@@ -14,6 +14,9 @@ from modeling_mevit.reports.figures import (
 )
 
 
+pytestmark = pytest.mark.one_major
+
+
 def test_the_curve_shows_loss_and_accuracy_of_each_exit():
     history = [
         {"loss": 3.0, "epoch": 0.5},

@@ -12,6 +12,9 @@ from modeling_mevit.reports.tables import (
 )
 
 
+pytestmark = pytest.mark.one_major
+
+
 RUN = {
     "operating_point": {
         "policy": "margin",

@@ -9,6 +9,9 @@ import early_exit
 from tests.helpers.models import TINY
 
 
+pytestmark = pytest.mark.one_major
+
+
 SHAPE = {name: value for name, value in TINY.items() if name not in ("num_labels", "exit_layers")}
 
 

@@ -12,6 +12,9 @@ import timing
 from tests.helpers.runs import SHAPE
 
 
+pytestmark = pytest.mark.one_major
+
+
 @pytest.mark.slow
 def test_measures_a_cascade_that_nobody_leaves_and_one_that_all_leave(monkeypatch, tmp_path):
     monkeypatch.setitem(timing.MODELS, "vit_base_16", {**SHAPE, "image_size": 16, "exit_layers": [1, 3]})

@@ -5,6 +5,9 @@ import pytest
 import timing
 
 
+pytestmark = pytest.mark.one_major
+
+
 def test_runs_take_turns_every_other_round_in_reverse(monkeypatch):
     order, clock = [], [0.0]
 

@@ -8,6 +8,9 @@ import pytest
 import training_step
 
 
+pytestmark = pytest.mark.one_major
+
+
 OPTIONS = ["--image_size", "28", "--batch_size", "2", "--pairs", "4"]
 
 
