@@ -94,6 +94,9 @@ def test_images_near_a_threshold_are_told_for_each_call(exported, images):
 
 
 def test_later_stages_run_on_the_images_that_go_on(exported, images, monkeypatch):
+    _, scores = Cascade(exported).every_exit(images.numpy())
+    first = np.sort(scores[:, 0])[2:4].mean()
+    second = np.sort(scores[scores[:, 0] >= first, 1])[1:3].mean()
     batches = {}
     run = cascade_mevit.run
 
@@ -103,7 +106,7 @@ def test_later_stages_run_on_the_images_that_go_on(exported, images, monkeypatch
 
     monkeypatch.setattr(cascade_mevit, "run", counted)
     cascade = Cascade(exported)
-    exit_layer = cascade(images.numpy()).exit_layer
+    exit_layer = cascade(images.numpy(), early_exit=True, exit_thresholds=[first, second]).exit_layer
     after = [8, int((exit_layer > 2).sum()), int((exit_layer > 3).sum())]
     assert 8 > after[1] > after[2] > 0  # so that the test can fail
     for place, (stage, query) in enumerate(cascade.stages):
