@@ -41,10 +41,14 @@ def assert_same(outputs, logits, exit_layer):
 @torch.no_grad()
 def test_compaction_equals_the_reference_and_one_by_one(images, attention, policy):
     settings = {"num_hidden_layers": 5, "exit_layers": [2, 3, 4, 5], "exit_policy": policy}
-    model = tiny_model(seed=6, attn_implementation=attention, **settings)
-    thresholds = [1 - 1.5 / 4] * 3 if policy == "patience" else thirds_as_thresholds(model, images)
-    logits, exit_layer = reference(model, images, thresholds)
-    assert len(exit_layer.unique()) >= (2 if policy == "patience" else 4)  # few exits agree here
+    wanted = 2 if policy == "patience" else 4
+    for seed in range(6, 30):  # which exits agree depends on the versions of torch and Transformers
+        model = tiny_model(seed=seed, attn_implementation=attention, **settings)
+        thresholds = [1 - 1.5 / 4] * 3 if policy == "patience" else thirds_as_thresholds(model, images)
+        logits, exit_layer = reference(model, images, thresholds)
+        if len(exit_layer.unique()) >= wanted:
+            break
+    assert len(exit_layer.unique()) >= wanted
 
     outputs = model(images, early_exit=True, exit_thresholds=thresholds)
     assert_same(outputs, logits, exit_layer)
