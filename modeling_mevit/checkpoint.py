@@ -97,17 +97,13 @@ def quantization_for(
         precision: one of `onnx.quantize.PRECISIONS`.
         target: processor that int8 files are made for.
     """
+    from .early_exit.calibration import check_held_out  # needs scipy
     from .onnx.quantize import Quantization  # needs ONNX Runtime
 
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
         source = replace(source, split=calibrated["split"], half=source.half or calibrated["half"])
-    confidence = (config.calibration or {}).get("target", {}).get("confidence")
-    if confidence is not None and source.split in ("train", "all"):
-        raise ValueError(
-            f"--split {source.split} has images that trained the model, so it can certify nothing; take images that "
-            f"were held out."
-        )
+    check_held_out(source.split, (config.calibration or {}).get("target", {}).get("confidence"))
     training = replace(source, split="train", half=None)
     return Quantization(
         precision,

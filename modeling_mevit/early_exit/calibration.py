@@ -215,11 +215,8 @@ def calibrate(
         raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
     describe = getattr(dataset, "describe", None)
     data = describe() if describe else None
-    if target.confidence is not None and data and data["split"] in ("train", "all"):
-        raise ValueError(
-            f"the split {data['split']!r} has images that trained the model, so it can certify nothing; take images "
-            f"that were held out."
-        )
+    if data:
+        check_held_out(data["split"], target.confidence)
     predictions = predict_exits(predictor, dataset, batch_size=batch_size, num_workers=num_workers)
     return calibrate_predictions(predictions, target, policy=policy, num_labels=config.num_labels, data=data)
 
@@ -250,6 +247,19 @@ def calibrate_predictions(
     if target.max_accuracy_drop is not None:
         chosen = cheapest_within_drop(tried, target.max_accuracy_drop)
     return CalibrationResult(target, chosen if chosen and chosen.saves else None, None, data)
+
+
+def check_held_out(split: str, confidence: float | None) -> None:
+    """Checks that a split can certify, where a confidence is asked for.
+
+    Raises:
+        ValueError: where it has images that trained the model.
+    """
+    if confidence is not None and split in ("train", "all"):
+        raise ValueError(
+            f"the split {split!r} has images that trained the model, so it can certify nothing; take images that were "
+            f"held out."
+        )
 
 
 def disable_early_exit(config: MEViTConfig) -> None:
