@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which extra of the package brings a module that is missing."""
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -18,6 +19,14 @@ _EXTRA_OF = {
     "onnxruntime": "onnx",
     "optimum": "onnx",
 }
+
+
+def missing_for_training(modules: Iterable[str]) -> str | None:
+    """A sentence on those modules that are not installed, and on what brings them; None where all are."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    return f"training needs {', '.join(missing)}, not installed here: pip install 'mevit[train]'"
 
 
 class MissingExtraError(ModuleNotFoundError):

@@ -5,7 +5,6 @@
 import json
 import logging
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,18 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 
+from ._extras import missing_for_training
 from .exit_initialization import standardize_exits
 from .loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
 from .reports.model_card import write_card
 from .training_args import MEViTTrainingArguments
 
 
-_MISSING = [name for name in ("accelerate", "datasets", "evaluate") if find_spec(name) is None]
-if _MISSING:
-    raise ImportError(f"training needs {', '.join(_MISSING)}, not installed here: pip install 'mevit[train]'")
+if _message := missing_for_training(("accelerate", "datasets", "evaluate")):
+    raise ImportError(_message)
 
-import datasets  # noqa: E402
-import evaluate  # noqa: E402
+import datasets
+import evaluate
 
 
 logger = logging.getLogger(__name__)

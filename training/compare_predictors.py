@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 from transformers import AutoImageProcessor, HfArgumentParser
 
 from modeling_mevit import DataSource, ImageClassificationDataset, MEViTForImageClassification
 from modeling_mevit.data.datasets import load_split
 from modeling_mevit.data.image_processing import train_transform
 from modeling_mevit.early_exit.metrics import auroc_per_exit
+from modeling_mevit.early_exit.predictions import batches
 from modeling_mevit.exit_policy_mevit import exit_scores
 from modeling_mevit.loss_mevit import uncertainty_loss, uncertainty_target
 from modeling_mevit.reports.tables import markdown_table
@@ -100,7 +100,7 @@ def exit_states(model: MEViTForImageClassification, dataset: Dataset) -> ExitSta
         own_exit.norm.register_forward_hook(lambda module, args, output, layer=layer: read.__setitem__(layer, output))
         for layer, own_exit in model.exits.items()
     ]
-    for batch in tqdm(DataLoader(dataset, 64), desc="exits", unit="batch"):
+    for batch in batches(dataset, 64, 0, "exits"):
         logits.append(model(batch["pixel_values"], early_exit=False).exit_logits)
         states.append(torch.stack([read[layer] for layer in model.exits], dim=1))
         labels.append(batch["labels"])

@@ -20,11 +20,12 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
+from ..early_exit.predictions import batches
 from .cascade_mevit import CLS, PATCHES, Cascade, run, run_stage, stage_inputs
 from .graphs import GraphFile
 from .runtime import MEViTCascade
@@ -207,7 +208,7 @@ def accuracies(directory: Path, names: Sequence[str], dataset: Dataset, *, batch
         name: onnxruntime.InferenceSession(directory / name, providers=["CPUExecutionProvider"]) for name in names
     }
     correct = dict.fromkeys(names, 0)
-    for batch in tqdm(DataLoader(dataset, batch_size), desc="accuracy", unit="batch"):
+    for batch in batches(dataset, batch_size, 0, "accuracy"):
         for name, session in sessions.items():
             logits = run(session, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
             correct[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())

@@ -149,6 +149,7 @@ def test_the_config_turns_it_on_in_eval_mode_alone(images):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_record_of_the_model_holds_all_exits(images):
     model = tiny_model(exit_thresholds=0.5, early_exit=True)
     others = torch.randn(24, 3, 16, 16)

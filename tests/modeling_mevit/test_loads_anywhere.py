@@ -39,6 +39,7 @@ def keys(directory: Path) -> set[str]:
         return set(file.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--without-package"]], ids=["with package", "without package"])
 def test_loads_in_a_process_of_its_own(tmp_path, options):
     run(sys.executable, "write", tmp_path)

@@ -116,6 +116,7 @@ def test_sdpa_and_eager_attention_agree(model, pixel_values):
     torch.testing.assert_close(model(pixel_values).exit_logits, eager(pixel_values).exit_logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_compiles_into_one_graph(model, pixel_values, labels):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     expected = model(pixel_values, labels)

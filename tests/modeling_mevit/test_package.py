@@ -64,21 +64,25 @@ def test_importing_costs_nothing():
     "first",
     [
         "import modeling_mevit",
-        "import transformers, modeling_mevit",
-        "from modeling_mevit import MEViTConfig",
-        "import modeling_mevit.configuration_mevit",
-        "from modeling_mevit.early_exit.calibration import calibrate",
-        "import importlib.util, modeling_mevit; importlib.util.find_spec('transformers')",
+        pytest.param("import transformers, modeling_mevit", marks=pytest.mark.slow),
+        pytest.param("from modeling_mevit import MEViTConfig", marks=pytest.mark.slow),
+        pytest.param("import modeling_mevit.configuration_mevit", marks=pytest.mark.slow),
+        pytest.param("from modeling_mevit.early_exit.calibration import calibrate", marks=pytest.mark.slow),
+        pytest.param(
+            "import importlib.util, modeling_mevit; importlib.util.find_spec('transformers')", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_importing_registers_the_auto_classes(directory, first):
     run(first + LOADS.format(directory=directory))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_with_the_core_alone(directory):
     run(WITHOUT.format(hidden=EXTRAS) + "import modeling_mevit\n" + LOADS.format(directory=directory))
 
 
+@pytest.mark.slow
 def test_images_are_classified_with_the_core_alone(directory):
     """What `mevit predict` does, in the environment of a device."""
     image = Path(directory, "image.png")
@@ -113,7 +117,7 @@ except SystemExit as stopped:
 @pytest.mark.parametrize(
     ("name", "hidden", "message"),
     [
-        ("MEViTTrainer", "accelerate", "pip install 'mevit[train]'"),
+        pytest.param("MEViTTrainer", "accelerate", "pip install 'mevit[train]'", marks=pytest.mark.slow),
         ("calibrate", "scipy", "pip install 'mevit[data]'"),
         ("export", "optimum", "pip install 'mevit[onnx]'"),
         ("MEViTCascade", "onnxruntime", "pip install 'mevit[onnx]'"),

@@ -72,7 +72,7 @@ def test_augmentation_depends_on_seed_epoch_and_index(rows):
     assert torch.equal(dataset[0]["pixel_values"], first)
 
 
-@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), ("spawn", 1)])
+@pytest.mark.parametrize(("method", "num_workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
 def test_workers_and_order_do_not_change_the_images(rows, method, num_workers):
     rows = rows.remove_columns("label").add_column("label", list(range(6)))
     plain = DataLoader(ImageClassificationDataset(rows, TRANSFORM, seed=3), batch_size=2)

@@ -192,6 +192,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_core_packages_are_enough_to_read_what_a_model_sees(tmp_path):
     path = write_image(tmp_path / "a.png", noise())
     command = [sys.executable, "-c", WITHOUT_EXTRAS, str(path), str(tmp_path)]

@@ -27,7 +27,10 @@ def test_a_layer_costs_what_the_closed_form_says():
     assert counted == pytest.approx(78.5e9, rel=1e-3)
 
 
-@pytest.mark.parametrize(("image_size", "cls_alone", "whole"), [(448, 0.432, 0.503), (224, 0.434, 0.503)])
+@pytest.mark.parametrize(
+    ("image_size", "cls_alone", "whole"),
+    [(448, 0.432, 0.503), pytest.param(224, 0.434, 0.503, marks=pytest.mark.slow)],
+)
 def test_cost_of_the_exits_of_vit_base(image_size, cls_alone, whole):
     config = MEViTConfig(image_size=image_size, num_labels=200)
     costs = static_exit_costs(config)
