@@ -4,6 +4,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi
+from huggingface_hub.utils import filter_repo_objects
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import EvalPrediction
+from transformers.trainer_utils import EvalPrediction, HubStrategy
+from transformers.utils import PushInProgress
 
 from ._extras import missing_for_training
 from .exit_initialization import standardize_exits
@@ -34,6 +38,12 @@ import evaluate
 logger = logging.getLogger(__name__)
 
 IMAGES_TO_STANDARDIZE = 1024
+# Patterns of files that are never uploaded, "*" standing for "/" too: the states of a training, which are pickles or
+# hold paths of this machine, and TensorBoard's files, whose names hold its host's.
+PRIVATE_FILES = (
+    *("_*", "*checkpoint-*/*", "*trainer_state.json", "*tfevents*"),
+    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.distcp"),
+)
 
 
 class ExitAccuracy(evaluate.Metric):
@@ -108,6 +118,9 @@ class MEViTTrainer(Trainer):
     What is not the backbone, `model.vit`, has a learning rate of its own, and exits can be started from standardised
     states. Evaluation predicts with every exit, and by default reports the accuracy of each ([`ExitAccuracy`]).
     Checkpoints are read as whole models, so that sharded ones (FSDP, DeepSpeed) cannot be resumed.
+
+    What is pushed to the Hub is the model, its code and its card, but no file that a pattern of `PRIVATE_FILES`
+    matches.
 
     Args:
         args, kwargs: those of [`Trainer`]; `args` is a [`MEViTTrainingArguments`].
@@ -233,6 +246,81 @@ class MEViTTrainer(Trainer):
             super().create_model_card(*args, **kwargs)
         elif self.is_world_process_zero():
             write_card(self.args.output_dir)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Saves the model and uploads `output_dir`, as [`Trainer.push_to_hub`] does, but for `PRIVATE_FILES`.
+
+        Args:
+            commit_message: of the commit.
+            blocking: whether to return only when everything is uploaded.
+            token: to write with; by default `hub_token`, and without one that of `hf auth login`.
+            revision: branch to commit to; by default `hub_revision`.
+            private: whether a repository that is not there yet is made a private one; by default `hub_private_repo`.
+            kwargs: those of [`Trainer.create_model_card`].
+
+        Returns:
+            The commit, or a future of it if not `blocking`; None in processes beside the main one.
+        """
+        self._tell_that_a_push_begins()
+        if private is not None:
+            self.args.hub_private_repo = private
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.create_model_card(**{"model_name": name.split("/")[-1], **kwargs})
+        self._finish_current_push()
+        return self._upload(commit_message, token=token, revision=revision, run_as_future=not blocking)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        current: PushInProgress | None = self.push_in_progress  # type: ignore[has-type]
+        under_way = [] if current is None or current.is_done() else current.jobs
+        if under_way and not self.args.hub_always_push:
+            return
+        self._tell_that_a_push_begins()
+        # copied, since the checkpoint may be deleted while it is being uploaded
+        files = [file.name for file in Path(checkpoint_folder).iterdir() if file.is_file()]
+        for name in filter_repo_objects(files, ignore_patterns=list(PRIVATE_FILES)):
+            shutil.copy(Path(checkpoint_folder, name), Path(self.args.output_dir, name))
+        upload = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
+        self.push_in_progress = PushInProgress([*under_way, upload])
+
+    def _tell_that_a_push_begins(self) -> None:
+        if hasattr(self.callback_handler, "on_push_begin"):  # an event of Transformers 5
+            self.callback_handler.on_push_begin(self.args, self.state, self.control)
+
+    def _upload(
+        self, commit_message: str, *, run_as_future: bool, token: str | None = None, revision: str | None = None
+    ) -> Any:
+        return HfApi().upload_folder(  # type: ignore[call-overload]
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=run_as_future,
+            ignore_patterns=list(PRIVATE_FILES),
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # Transformers pickles its arguments beside the model
+        args, self.args = self.args, self.args.without_private_fields()
+        try:
+            super()._save(output_dir or args.output_dir, state_dict)
+        finally:
+            self.args = args
 
     # Transformers 5 renames a ViT's weights while loading. Its Trainer reads checkpoints without that step and leaves
     # what it does not recognise as it is, so reading goes through `from_pretrained` here, and is strict.

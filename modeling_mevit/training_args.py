@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of [`MEViTTrainer`]: those of a [`TrainingArguments`], and those of the sandwich rule."""
 
+import copy
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 _NOT_NEGATIVE = (
@@ -16,6 +19,7 @@ _NOT_NEGATIVE = (
     "exit_learning_rate",
     "warmup_steps",
 )
+_PRIVATE = ("hub_token", "push_to_hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "deepspeed")
 
 
 @dataclass
@@ -87,6 +91,20 @@ class MEViTTrainingArguments(TrainingArguments):
             )
         if self.distillation_temperature <= 0:
             raise ValueError(f"distillation_temperature must be above 0, got {self.distillation_temperature}")
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+            raise ValueError(
+                f"hub_strategy must be 'end' or 'every_save', since the states of a training stay on this machine, "
+                f"got {self.hub_strategy.value!r}"
+            )
+
+    def without_private_fields(self) -> "MEViTTrainingArguments":
+        """A copy to be written to a file: without tokens and paths; of a run name that is a path, its last part."""
+        public = copy.copy(self)
+        for name in vars(public).keys() & set(_PRIVATE):
+            setattr(public, name, None)
+        if public.run_name:
+            public.run_name = Path(public.run_name).name
+        return public
 
     def get_warmup_steps(self, num_training_steps: int) -> int:
         """Steps over which the learning rate rises from 0, of a training of `num_training_steps`."""

@@ -4,6 +4,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import HfArgumentParser
 
 
 CONFIGS = Path(__file__).with_name("configs")
+TOKENS = ("hub_token", "push_to_hub_token")
 _NUMBERS: dict[Any, tuple[Any, str]] = {int: (int, "whole number"), float: ((int, float), "number")}
 
 
@@ -35,8 +37,9 @@ class SettingsParser(HfArgumentParser):
             settings: name → value, as YAML has it; None stands for the dataclass's own default.
 
         Raises:
-            ValueError: if a name is unknown, or a setting is of the wrong type.
+            ValueError: if a name is unknown, a setting is of the wrong type, or one is a token.
         """
+        refuse_tokens(argv, settings)
         known = {action.dest for action in self._actions}
         if unknown := sorted(set(settings) - known):
             raise ValueError(f"{', '.join(unknown)} is not a setting of {self.prog}; --help lists them")
@@ -51,7 +54,12 @@ class SettingsParser(HfArgumentParser):
         return tuple(parsed)
 
     def given(self, argv: list[str]) -> tuple[dict[str, Any], list[str]]:
-        """Options alone, as settings: name → value of those that were given, and what is no option of this parser."""
+        """Options alone, as settings: name → value of those that were given, and what is no option of this parser.
+
+        Raises:
+            ValueError: if one is a token.
+        """
+        refuse_tokens(argv)
         for action in self._actions:
             action.default, action.required = argparse.SUPPRESS, False
         namespace, rest = self.parse_known_args(argv)
@@ -61,6 +69,18 @@ class SettingsParser(HfArgumentParser):
         """Raises a `ValueError` if there are options that are unknown."""
         if unknown:
             raise ValueError(f"{' '.join(unknown)} is not an option of {self.prog}; --help lists them")
+
+
+def refuse_tokens(argv: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:
+    """Raises a `ValueError`, which does not repeat it, if an option or a setting is a token of the Hub."""
+    options = {option.partition("=")[0][2:].replace("-", "_") for option in argv if option.startswith("--")}
+    set_in_file = {name for name, value in (settings or {}).items() if value is not None}
+    for name in TOKENS:
+        if name in options | set_in_file:
+            raise ValueError(
+                f"{name} is given {'as an option' if name in options else 'in a file'}, where others can read it; "
+                f"log in with `hf auth login`, or set the environment variable HF_TOKEN"
+            )
 
 
 def split_config(argv: list[str]) -> tuple[dict[str, Any], list[str]]:

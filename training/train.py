@@ -32,6 +32,7 @@ from modeling_mevit import ImageClassificationDataset, MEViTConfig, MEViTForImag
 from modeling_mevit.checkpoint import load_classifier
 from modeling_mevit.configuration_mevit import validate_config_fields
 from modeling_mevit.data.datasets import load_splits
+from modeling_mevit.data.identity import encode_digests
 from modeling_mevit.data.image_processing import evaluation_transform, image_processor_for, train_transform
 from modeling_mevit.trainer import MEViTTrainer, get_last_checkpoint, load_checkpoint, training_is_complete
 from modeling_mevit.training_args import MEViTTrainingArguments
@@ -125,6 +126,13 @@ def sgd_with_arguments(training: MEViTTrainingArguments) -> tuple[type, dict[str
     return torch.optim.SGD, {"lr": training.learning_rate, **{name: yaml.safe_load(value) for name, value in pairs}}
 
 
+def remember_training_images(trainer: MEViTTrainer) -> None:
+    """Puts the digests of the training images into a MEViT's config, so that all its checkpoints hold them."""
+    config = trainer.model.config
+    if isinstance(config, MEViTConfig):
+        config.training_images = encode_digests(trainer.train_dataset.image_hashes)
+
+
 def run(prepared: Run) -> dict[str, Any] | None:
     """Trains what [`prepare`] made, evaluates it, and writes everything, or what a finished run lacks.
 
@@ -140,6 +148,7 @@ def run(prepared: Run) -> dict[str, Any] | None:
         # Transformers would take one more step
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
     else:
+        remember_training_images(trainer)
         training = trainer.train(resume_from_checkpoint=checkpoint)
         seconds = None if checkpoint else training.metrics["train_runtime"]
 
@@ -147,6 +156,7 @@ def run(prepared: Run) -> dict[str, Any] | None:
     is_written = is_finished and steps_written(output) == trainer.state.global_step
     if not is_written or not (output / "model.safetensors").is_file():
         if is_finished:
+            remember_training_images(trainer)
             load_checkpoint(trainer.model, trainer.state.best_model_checkpoint or checkpoint)
         trainer.save_model(_internal_call=True)  # without a push
     metrics = write_results(prepared, seconds, only_missing=is_written) if trainer.is_world_process_zero() else None

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import functools
 import importlib
+import os
 import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from modeling_mevit.trainer import (
     load_checkpoint,
     training_is_complete,
 )
+from tests.helpers.hub import RecordedHub, record_hub
 from tests.helpers.models import tiny_model
 from tests.helpers.trainers import assert_same_weights, losses, make_trainer, random_images
 
@@ -283,6 +287,101 @@ def test_without_accelerate_one_line_tells_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "modeling_mevit.trainer")
     with pytest.raises(ImportError, match=r"^training needs accelerate, .*: pip install 'mevit\[train\]'$"):
         importlib.import_module("modeling_mevit.trainer")
+
+
+# Nothing private leaves
+
+
+SECRET = "hf_secret"
+
+
+@pytest.fixture
+def hub(monkeypatch) -> RecordedHub:
+    return record_hub(monkeypatch)
+
+
+@pytest.fixture
+def pushing(tmp_path, hub, monkeypatch) -> Callable[..., MEViTTrainer]:
+    """Makes a trainer that is given a token, and whose output directory holds what others put there."""
+    monkeypatch.setattr("socket.gethostname", lambda: "host-of-the-test")
+    output = tmp_path / "colours"
+    for name in ("runs/today/events.out.tfevents.1.host", "another/checkpoint-1/model.safetensors", "optimizer.pt"):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("private")
+    settings = {"push_to_hub": True, "hub_token": SECRET, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    return lambda **more: make_trainer(output, **{**settings, **more})
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save"])
+def test_only_the_model_its_code_and_its_card_are_pushed(hub, pushing, strategy):
+    trainer = pushing(hub_strategy=strategy)
+    trainer.train()
+    trainer.save_state()
+    trainer.push_to_hub()
+    output = Path(trainer.args.output_dir)
+    for name in ("training_args.bin", "trainer_state.json", "checkpoint-2/optimizer.pt", "checkpoint-2/scheduler.pt"):
+        assert (output / name).is_file()  # and yet they are not uploaded
+    messages = [upload["commit_message"] for upload in hub.uploads]
+    in_progress = [f"Training in progress, step {step}" for step in (1, 2)]
+    assert messages == [*(in_progress if strategy == "every_save" else []), "End of training"]
+    for upload in hub.uploads:
+        names = set(upload["files"])
+        assert names >= {"model.safetensors", "config.json", "modeling_mevit.py"}
+        assert {Path(name).suffix for name in names} <= {".safetensors", ".json", ".py", ".md"}
+        assert not [name for name in names if "/" in name or name == "trainer_state.json"]
+        assert SECRET.encode() not in b"".join(upload["files"].values())
+        assert upload["token"] == SECRET and upload["repo_id"] == "someone/colours"
+    assert "README.md" in hub.uploads[-1]["files"]
+
+
+def test_what_is_pushed_at_a_save_is_the_model_of_that_save(hub, pushing):
+    trainer = pushing()
+    trainer.train()
+    for step, upload in enumerate(hub.uploads, 1):
+        checkpoint = Path(trainer.args.output_dir, f"checkpoint-{step}")
+        for name in ("model.safetensors", "config.json"):
+            assert upload["files"][name] == (checkpoint / name).read_bytes()
+    assert hub.uploads[0]["files"]["model.safetensors"] != hub.uploads[1]["files"]["model.safetensors"]
+
+
+def test_a_push_that_is_under_way_is_not_joined_by_another_unless_asked_for(hub, pushing, monkeypatch):
+    monkeypatch.setattr("modeling_mevit.trainer.PushInProgress.is_done", lambda self: False)
+    pushing(max_steps=3).train()
+    assert len(hub.uploads) == 1
+    pushing(max_steps=3, hub_always_push=True).train()
+    assert len(hub.uploads) == 1 + 3
+
+
+def test_saving_by_hand_pushes_too(hub, pushing):
+    trainer = pushing(hub_revision="draft")
+    trainer.save_model()
+    assert [(upload["commit_message"], upload["revision"]) for upload in hub.uploads] == [("Model save", "draft")]
+    assert "training_args.bin" not in hub.uploads[0]["files"]
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_states_of_a_training_are_never_pushed(tmp_path, strategy):
+    with pytest.raises(ValueError, match=f"hub_strategy must be 'end' or 'every_save', .* got '{strategy}'"):
+        MEViTTrainingArguments(str(tmp_path), hub_strategy=strategy, report_to="none", use_cpu=True)
+
+
+def test_saved_arguments_hold_neither_token_nor_paths(pushing, tmp_path):
+    trainer = pushing(push_to_hub=False, hub_strategy="end", run_name=str(tmp_path / "colours"))
+    trainer.train()
+    output = trainer.args.output_dir
+    trainer.save_model()
+    for file in (Path(output, "training_args.bin"), Path(output, "checkpoint-1", "training_args.bin")):
+        content = file.read_bytes()
+        assert not [text for text in (SECRET, str(tmp_path), "host-of-the-test") if text.encode() in content]
+        saved = torch.load(file, weights_only=False)
+        assert (saved.learning_rate, saved.max_steps, saved.run_name) == (1e-3, 2, "colours")
+        assert saved.output_dir is None and saved.hub_token is None
+    assert output == str(tmp_path / "colours") and trainer.args.hub_token == SECRET  # those in use stay
+
+    resumed = pushing(push_to_hub=False, max_steps=3, resume_from_checkpoint=f"{output}/checkpoint-2")
+    assert resumed.train(resume_from_checkpoint=resumed.args.resume_from_checkpoint).global_step == 3
+    content = Path(output, "checkpoint-3", "training_args.bin").read_bytes()
+    assert os.fsencode(tmp_path) not in content
 
 
 # One trajectory

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training script on a small folder of images: everything that a run promises to write and to survive."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -12,12 +13,11 @@ import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
@@ -26,7 +26,9 @@ import run_results
 import settings
 import train
 from modeling_mevit import cli
+from modeling_mevit.data.identity import encode_digests
 from modeling_mevit.data.image_processing import train_transform
+from tests.helpers.hub import RecordedHub, record_hub
 from tests.helpers.images import COLOURS
 from tests.helpers.runs import SHAPE, config_file
 
@@ -97,6 +99,15 @@ def test_a_run_that_chooses_a_recipe_leaves_test_alone(folder, tmp_path, capsys)
     assert "| exit | validation accuracy | cost | parameters |" in capsys.readouterr().out
     results = ModelCard.load(output / "README.md").data.eval_results
     assert {result.dataset_split for result in results} == {"validation"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [".", "checkpoint-4", "checkpoint-18"])
+def test_every_checkpoint_knows_the_images_that_trained_it(finished, folder, checkpoint):
+    config = json.loads((finished[0] / checkpoint / "config.json").read_text())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in (folder / "train").rglob("*.png")]
+    assert len(hashes) == 36
+    assert config["training_images"] == encode_digests(hashes)
 
 
 @pytest.mark.slow
@@ -216,44 +227,28 @@ def test_an_interrupted_run_loses_nothing_since_its_last_checkpoint(finished, fo
 
 
 @pytest.fixture
-def hub(monkeypatch) -> tuple[list[str], list[dict[str, Any]]]:
-    """What the Hub is asked for: the repositories that are created, and the folders that are uploaded."""
-    repositories, uploads = [], []
-
-    class Done:
-        repo_id, is_done = "someone/colours", lambda self: True
-
-        def __getattr__(self, name):
-            return lambda *args, **kwargs: None
-
-    def create_repo(repo_id, **kwargs):
-        repositories.append(repo_id)
-        return Done()
-
-    def upload_folder(**kwargs):
-        uploads.append({**kwargs, "files": {path.name for path in Path(kwargs["folder_path"]).iterdir()}})
-        return Done()
-
-    for function in (create_repo, upload_folder):  # Transformers 5 calls the client's methods, 4 has names of its own
-        monkeypatch.setattr(
-            HfApi, function.__name__, lambda self, *args, call=function, **kwargs: call(*args, **kwargs)
-        )
-        monkeypatch.setattr(f"transformers.trainer.{function.__name__}", function, raising=False)
-    return repositories, uploads
+def hub(monkeypatch) -> RecordedHub:
+    return record_hub(monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--hub_model_id", "someone/colours"], []], ids=["named", "unnamed"])
 def test_pushes_to_the_hub_as_the_examples_of_transformers_do(folder, tmp_path, hub, options):
-    repositories, uploads = hub
     output = tmp_path / "colours"
-    config = config_file(tmp_path, max_steps=2, save_strategy="no")
+    config = config_file(tmp_path, max_steps=4)
     train.main([config, "--dataset", str(folder), "--output_dir", str(output), "--push_to_hub", "true", *options])
 
-    assert repositories == ["someone/colours" if options else "colours"]
-    last = uploads[-1]
+    assert hub.repositories == ["someone/colours" if options else "colours"]
+    first, last = hub.uploads[0], hub.uploads[-1]
+    assert first["commit_message"] == "Training in progress, step 4"
     assert last["repo_id"] == "someone/colours"
-    assert last["files"] >= {"model.safetensors", "modeling_mevit.py", "config.json", "README.md", "metrics.json"}
+    published = {"model.safetensors", "modeling_mevit.py", "config.json", "preprocessor_config.json"}
+    assert set(first["files"]) >= published
+    assert set(last["files"]) >= published | {"README.md", "metrics.json", "training_curve.png"}
+    for upload in hub.uploads:
+        sent = b"".join(name.encode() + content for name, content in upload["files"].items())
+        assert os.fsencode(tmp_path) not in sent
+        assert not [name for name in upload["files"] if name.endswith((".bin", ".pt", ".pth", "state.json"))]
     card = (output / "README.md").read_text()
     assert 'from_pretrained("someone/colours", trust_remote_code=True)' in card
 
@@ -266,7 +261,7 @@ def test_a_finished_run_is_pushed_as_it_is_calibrated(run_again, hub):
     model.config.save_pretrained(output)
     before = contents(output)
     again("--push_to_hub", "true")
-    assert hub[1][-1]["files"] >= {"model.safetensors", "config.json", "README.md"}
+    assert set(hub.uploads[-1]["files"]) >= {"model.safetensors", "config.json", "README.md"}
     after = contents(output)
     assert {name for name in before if before[name] != after[name]} <= {
         "README.md",
@@ -484,6 +479,46 @@ def test_bad_input_ends_with_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py", "/no/such/config.yaml"])
     with pytest.raises(SystemExit, match="^train.py: error: .*/no/such/config.yaml"):
         train.command_line()
+
+
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+def test_a_token_is_refused_in_one_line_that_does_not_repeat_it(tmp_path, monkeypatch, name):
+    config, dashed = config_file(tmp_path), name.replace("_", "-")
+    given = {"as an option": [[f"--{name}", "hf_secret"], [f"--{name}=hf_secret"], [f"--{dashed}", "hf_secret"]]}
+    given["in a file"] = [[]]
+    for where, options in given.items():
+        if where == "in a file":
+            config = config_file(tmp_path, **{name: "hf_secret"})
+        for own in options:
+            monkeypatch.setattr("sys.argv", ["train.py", config, *own, "--output_dir", str(tmp_path / "run")])
+            with pytest.raises(SystemExit) as stopped:
+                train.command_line()
+            assert stopped.value.code == (
+                f"train.py: error: {name} is given {where}, where others can read it; log in with `hf auth login`, or "
+                f"set the environment variable HF_TOKEN"
+            )
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=f"{name} is given as an option"):
+        train.settings_parser().given([f"--{name}", "hf_secret"])
+
+
+def test_a_token_that_is_none_is_no_token(tmp_path):
+    assert train.parse([config_file(tmp_path, hub_token=None), "--run_name", "hub_token"]).training.hub_token is None
+
+
+@pytest.mark.slow
+def test_the_script_without_accelerate_ends_with_one_line(tmp_path):
+    blocked = tmp_path / "sitecustomize.py"  # Python imports it before the script
+    blocked.write_text("import importlib.util as u\nf = u.find_spec\n")
+    with blocked.open("a") as file:
+        file.write("u.find_spec = lambda name, *rest: None if name == 'accelerate' else f(name, *rest)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "training/train.py", config_file(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        "train.py: error: training needs accelerate, not installed here: pip install 'mevit[train]'\n"
+    )
 
 
 def test_what_is_not_installed_ends_with_one_line(monkeypatch):
