@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor
 
 from ..modeling_mevit import MEViTForImageClassification
 from . import _memory_probe
-from .cascade_mevit import read_stages
+from .cascade_mevit import graph_in, read_stages
 from .graphs import exit_file
 
 
@@ -136,8 +136,9 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> list[Way]:
         Way("plain ViT", "ONNX Runtime", "onnx", directory / "plain_onnx" / "model.onnx"),
     ]
     for layer in model.config.exit_layers:
-        file = exported / exit_file(layer, model.config.exit_layers).name
-        if file.is_file():
+        name = exit_file(layer, model.config.exit_layers).name
+        if (exported / name).is_file():
+            file = graph_in(exported, name)
             cut = directory / f"exit_{layer}"
             model.truncate(layer).save_pretrained(cut)
             ways += [

@@ -12,7 +12,8 @@ or, in a program:
 The directory holds config.json (labels, exit policy and thresholds), preprocessor_config.json, cascade.json (which
 lists the graphs), and two graphs for each exit: a stage, from the exit before to the keys and values of this exit's
 layer, and a query graph, which computes that layer for [CLS] first, and for the other tokens only where an image goes
-on.
+on. An export is data from anyone: what these files say is checked before anything of that size is made, and files lie
+in the directory itself. One that is not finished has no cascade.json, which is written last.
 
 A copy of this file lies in every export, to run where the package is not installed. It keeps to Python 3.8, the one of
 JetPack 5 (JetPack 6 has 3.10), which the package itself does not support.
@@ -23,6 +24,8 @@ B images, E exits, L labels, N tokens of width d, H heads.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +37,16 @@ import onnxruntime
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
 CLS, PATCHES = slice(0, 1), slice(1, None)  # tokens
+
+PLAIN_NAME = re.compile(r"\w[\w.-]*")
+MAX_EXITS = 1000
+MAX_SIDE = 4096  # of an image that is resized or cropped, in pixels
+MAX_JSON = 2**26  # bytes
+READ_AT_ONCE = 2**20  # bytes
+EXTERNAL_WEIGHTS = b"location"  # a key in ONNX files, and nowhere else in those that are exported
+RESAMPLING = range(6)  # Pillow's filters
+CHANNELS = 3  # of an image that is read: red, green, blue
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class CascadeOutput(NamedTuple):
@@ -93,9 +106,11 @@ class Cascade:
             default.
         threads: of one operator; ONNX Runtime's choice by default.
         config: what config.json holds, which is read by default.
+        stages: what cascade.json lists, which is read by default; an export that is not finished has none.
 
     Raises:
-        ValueError: where a file is missing, damaged or of an older version, or a provider is not installed.
+        ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, or a
+            provider is not installed.
     """
 
     def __init__(
@@ -104,15 +119,15 @@ class Cascade:
         providers: str | Sequence[Any] = ("CPUExecutionProvider",),
         threads: int = 0,
         config: dict[str, Any] | None = None,
+        stages: list[dict[str, Any]] | None = None,
     ):
         self.directory = Path(directory)
-        stages = read_stages(self.directory)
+        stages = read_stages(self.directory) if stages is None else stages
         self.config = _read(self.directory, "config.json") if config is None else config
+        check_config(self.config, len(stages))
         size = self.config["image_size"]
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
-        # a config leaves out what it has by default: two labels of these names
-        names = self.config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
-        self.labels = [names[number] for number in sorted(names, key=int)]
+        self.labels = read_labels(self.config)
         self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
@@ -129,6 +144,7 @@ class Cascade:
         self._options.add_session_config_entry("session.use_env_allocators", "1")
         self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in stages]
+        self._check_graphs()
 
     def __call__(
         self,
@@ -189,15 +205,20 @@ class Cascade:
         for place, (stage, query) in enumerate(self.stages):
             tokens = run_stage(stage, state)
             answers = run(query, tokens.query_inputs(CLS))
-            predicted = answers["logits"].argmax(-1)
+            # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
+            finite = np.isfinite(answers["logits"]).all(-1)
+            predicted = np.where(finite, answers["logits"].argmax(-1), -1)
             streak, labels = np.where(predicted == labels, streak + 1, 1), predicted
             # patience is the only policy whose score depends on the exits before, so that no graph computes it
-            scores = answers["score"] if "score" in answers else _patience_score(streak, len(self.stages))
+            if "score" in answers:
+                scores = answers["score"]
+            else:
+                scores = np.where(finite, _patience_score(streak, len(self.stages)), np.float32(np.nan))
             yield samples, answers["logits"], scores
             if place == len(thresholds):
                 return
 
-            leaves, cls = scores < thresholds[place], answers["outputs"]
+            leaves, cls = (scores < thresholds[place]) & finite, answers["outputs"]
             if leaves.all():
                 return
             if leaves.any():
@@ -208,16 +229,16 @@ class Cascade:
             state = np.concatenate((cls, patches), axis=1)
 
     def preprocess(self, images: Sequence[Any]) -> np.ndarray:
-        """Reads images (files or PIL images) as the model's image processor does: (B, C, H, W), float32."""
-        from PIL import Image, ImageOps
+        """Reads images (files or PIL images) as the model's image processor does: (B, C, H, W), float32.
 
+        Raises:
+            ValueError: where an image cannot be read, or has neither 8 nor 16 bits per channel.
+        """
         settings = self.preprocessing
         mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (settings.mean, settings.std))
         batch = []
         for image in images:
-            if not isinstance(image, Image.Image):
-                image = Image.open(image)
-            image = ImageOps.exif_transpose(image).convert("RGB")
+            image = read_image(image)
             if settings.resize:
                 height, width = settings.resize
                 image = image.resize((width, height), resample=settings.resample)
@@ -230,11 +251,40 @@ class Cascade:
         return np.stack(batch)
 
     def open(self, file: str) -> onnxruntime.InferenceSession:
-        """A graph of the export, to run with this cascade's providers and threads."""
+        """A graph of the export, to run with this cascade's providers and threads.
+
+        Raises:
+            ValueError: where the file is missing, damaged or outside the directory, or has weights in another file.
+        """
+        path = graph_in(self.directory, file)
         try:
-            return onnxruntime.InferenceSession(str(self.directory / file), self._options, providers=self._providers)
+            return onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
         except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
-            raise ValueError(f"{self.directory / file} is missing or damaged: {error}") from error
+            raise ValueError(f"{path} is damaged: {_one_line(error)}") from error
+
+    def _check_graphs(self) -> None:
+        """Raises a `ValueError` where graphs are not those of this cascade, or of other sizes than the config says."""
+        for place, sessions in enumerate(self.stages):
+            stage, query = ({one.name: one.shape for one in session.get_outputs()} for session in sessions)
+            missing = sorted(({"normed", "keys", "values"} - set(stage)) | ({"outputs", "logits"} - set(query)))
+            if missing:
+                raise ValueError(
+                    f"the graphs of exit {self.exit_layers[place]} in {self.directory} must have all outputs of a "
+                    f"stage and a query graph; missing are {', '.join(missing)}."
+                )
+            _must(
+                "id2label in config.json",
+                query["logits"][1:] == [len(self.labels)],
+                f"of as many labels as the logits of exit {self.exit_layers[place]}",
+                f"{len(self.labels)} labels",
+            )
+        expected = [self.config["num_channels"], *self.image_size]
+        found = self.stages[0][0].get_inputs()[0].shape[1:]
+        if found != expected:
+            raise ValueError(
+                f"num_channels and image_size in config.json must be those of the first graph, {found}, "
+                f"got {expected}."
+            )
 
     def _checked(self, pixel_values: np.ndarray) -> np.ndarray:
         expected = (self.config["num_channels"], *self.image_size)
@@ -267,19 +317,111 @@ class Cascade:
         return np.broadcast_to(thresholds, num_early)
 
 
+def file_in(directory: Path, name: Any) -> Path:
+    """A file of an export. Links may lead to files of the same directory only.
+
+    The Hub's cache is the one exception: there the files of `…/snapshots/REVISION` are links to `…/blobs`.
+
+    Raises:
+        ValueError: where the name is not a plain one, or the file is missing, not a regular one, or elsewhere.
+    """
+    _must(
+        f"the name of a file of {directory}",
+        isinstance(name, str) and PLAIN_NAME.fullmatch(name),
+        "letters, digits, '_', '-' and '.'",
+        name,
+    )
+    file, home = directory / name, Path(os.path.realpath(directory))
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parents[1] / "blobs")
+    target = Path(os.path.realpath(file))
+    if target.parent not in allowed:
+        raise ValueError(f"{file} must lie in that directory itself, got a link to {target}.")
+    if not file.is_file():
+        raise ValueError(f"{file} is missing, or is not a regular file.")
+    return file
+
+
+def graph_in(directory: Path, name: Any) -> Path:
+    """A graph of an export. It holds its weights itself, as every graph of less than 2 GB does.
+
+    A graph can also name other files for them, anywhere, under the key "location". Not every version of ONNX Runtime
+    refuses those outside of the graph's directory.
+
+    Raises:
+        ValueError: where it has weights in another file, or `file_in` raises it.
+    """
+    file = file_in(directory, name)
+    with file.open("rb") as opened:
+        end = b""  # of what was read before
+        while chunk := opened.read(READ_AT_ONCE):
+            if EXTERNAL_WEIGHTS in end + chunk:
+                raise ValueError(f"{file} must hold its weights itself, got a graph that has them in another file.")
+            end = (end + chunk)[1 - len(EXTERNAL_WEIGHTS) :]
+    return file
+
+
 def read_stages(directory: Path) -> list[dict[str, Any]]:
     """The graphs of an exported cascade: `exit_layer`, the files `stage` and `query`, and the `cost` of leaving there.
 
     Raises:
-        ValueError: where cascade.json is missing, or of an older version.
+        ValueError: where cascade.json is missing, malformed or of an older version.
     """
     description = _read(directory, "cascade.json")
-    stages: list[dict[str, Any]] = description["stages"]
-    if "thresholds" in description or any("query" not in stage for stage in stages):
+    stages: list[dict[str, Any]] = description.get("stages")  # type: ignore[assignment]  # until it is checked
+    are_objects = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
+    if "thresholds" in description or (are_objects and any("query" not in stage for stage in stages)):
         raise ValueError(
             f"{directory} was exported by an older version; export the checkpoint again with `mevit export`."
         )
+    _must("stages in cascade.json", are_objects and 0 < len(stages) <= MAX_EXITS, f"1 to {MAX_EXITS} objects", stages)
+    layers: list[Any] = [stage.get("exit_layer") for stage in stages]
+    _must("exit_layer in cascade.json", all(_is_count(layer, LARGEST) for layer in layers), "a layer number", layers)
+    _must("the exit layers in cascade.json", layers == sorted(set(layers)), "in ascending order", layers)
+    for stage in stages:
+        for graph in ("stage", "query"):
+            file_in(directory, stage.get(graph))
     return stages
+
+
+def check_config(config: dict[str, Any], num_exits: int) -> None:
+    """Checks what the runtime needs of a config.json.
+
+    Args:
+        config: what it holds.
+        num_exits: E, of the cascade.
+
+    Raises:
+        ValueError: where a field is missing or malformed.
+    """
+    sides = config.get("image_size")
+    sides = sides if isinstance(sides, (list, tuple)) else [sides, sides]
+    are_sides = len(sides) == 2 and all(_is_count(side, MAX_SIDE) for side in sides)
+    _must("image_size in config.json", are_sides, f"one number or two from 1 to {MAX_SIDE}", config.get("image_size"))
+    channels = config.get("num_channels")
+    _must("num_channels in config.json", _is_count(channels, MAX_SIDE), f"a number from 1 to {MAX_SIDE}", channels)
+    early_exit, policy = config.get("early_exit"), config.get("exit_policy")
+    _must("early_exit in config.json", isinstance(early_exit, bool), "true or false", early_exit)
+    _must("exit_policy in config.json", isinstance(policy, str), "a name", policy)
+    thresholds = config.get("exit_thresholds")
+    are_thresholds = thresholds is None or _is_number(thresholds) or _are_numbers(thresholds, num_exits - 1)
+    _must("exit_thresholds in config.json", are_thresholds, f"null, one number or {num_exits - 1}", thresholds)
+
+
+def read_labels(config: dict[str, Any]) -> list[str]:
+    """Names of the labels, in the order of the logits.
+
+    Raises:
+        ValueError: where `id2label` does not name each label from 0 on.
+    """
+    # a config leaves out what it has by default: two labels of these names
+    names = config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"})
+    by_key = {str(key): name for key, name in names.items()} if isinstance(names, dict) else {}
+    keys = [str(number) for number in range(len(by_key))]
+    are_named = len(keys) > 0 and set(keys) == set(by_key) and all(isinstance(name, str) for name in by_key.values())
+    _must("id2label in config.json", are_named, "names of the labels 0, 1, and so on", names)
+    return [by_key[key] for key in keys]
 
 
 def read_preprocessing(config: dict[str, Any], image_size: tuple[int, ...]) -> Preprocessing:
@@ -290,14 +432,18 @@ def read_preprocessing(config: dict[str, Any], image_size: tuple[int, ...]) -> P
         image_size: height and width that the model needs.
 
     Raises:
-        ValueError: where it resizes or crops otherwise than to a height and width, or its images are of another size.
+        ValueError: where it resizes or crops otherwise than to a height and width, its images are of another size, or
+            a field is missing or malformed.
     """
 
     def height_and_width(name: str) -> tuple[int, int]:
-        given = config[name]
-        if set(given) != {"height", "width"}:
-            raise ValueError(f"the image processor's {name} must be height and width, got {given}.")
-        return given["height"], given["width"]
+        given = config.get(name)
+        is_size = isinstance(given, dict) and set(given) == {"height", "width"}
+        _must(f"the image processor's {name}", is_size, "height and width", given)
+        sides: tuple[int, int] = (given["height"], given["width"])  # type: ignore[index]
+        are_sides = all(_is_count(side, MAX_SIDE) for side in sides)
+        _must(f"the image processor's {name}", are_sides, f"of sides from 1 to {MAX_SIDE}", given)
+        return sides
 
     resize = height_and_width("size") if config.get("do_resize") else None
     crop = height_and_width("crop_size") if config.get("do_center_crop") else None
@@ -305,22 +451,70 @@ def read_preprocessing(config: dict[str, Any], image_size: tuple[int, ...]) -> P
         raise ValueError(
             f"the image processor must make images of {image_size}, which the model needs, got {crop or resize}."
         )
-    channels = 3
+    resample = config.get("resample")
+    is_filter = isinstance(resample, int) and resample in RESAMPLING
+    _must("the image processor's resample", is_filter, f"a number from 0 to {RESAMPLING[-1]}", resample)
+    rescale = config.get("rescale_factor") if config.get("do_rescale") else 1.0
+    _must("the image processor's rescale_factor", _is_number(rescale), "a number", rescale)
     normalizes = config.get("do_normalize")
+    mean = config.get("image_mean") if normalizes else [0.0] * CHANNELS
+    std = config.get("image_std") if normalizes else [1.0] * CHANNELS
+    _must("the image processor's image_mean", _are_numbers(mean, CHANNELS), f"{CHANNELS} numbers", mean)
+    are_deviations = _are_numbers(std, CHANNELS) and all(value > 0 for value in std)  # type: ignore[union-attr]
+    _must("the image processor's image_std", are_deviations, f"{CHANNELS} numbers above 0", std)
     return Preprocessing(
         resize=resize,
-        resample=int(config["resample"]),
+        resample=int(resample),  # type: ignore[arg-type]
         crop=crop,
-        rescale=config["rescale_factor"] if config.get("do_rescale") else 1.0,
-        mean=list(config["image_mean"]) if normalizes else [0.0] * channels,
-        std=list(config["image_std"]) if normalizes else [1.0] * channels,
+        rescale=rescale,  # type: ignore[arg-type]
+        mean=list(mean),  # type: ignore[arg-type]
+        std=list(std),  # type: ignore[arg-type]
     )
 
 
+def read_image(source: Any) -> Any:
+    """Reads an image file or PIL image: a PIL image, upright, RGB with 8 bits. 16-bit grey values v become v / 257.
+
+    Raises:
+        ValueError: where it cannot be read, is too large for Pillow, or has neither 8 nor 16 bits per channel.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        if isinstance(source, Image.Image):
+            image = ImageOps.exif_transpose(source)
+        else:
+            with Image.open(source) as file:
+                image = ImageOps.exif_transpose(file)
+    except Exception as error:  # Pillow's plugins raise whatever a broken file leads to
+        raise ValueError(f"cannot read the image {source}: {_one_line(error)}") from error
+    if image.mode == "F":
+        raise ValueError(
+            f"cannot read the image {source}: images must have 8 or 16 bits per channel, got a floating-point image."
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):  # older versions of Pillow give "I" for 16-bit PNGs
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(
+                f"cannot read the image {source}: images must have 8 or 16 bits per channel, got values from "
+                f"{values.min()} to {values.max()}."
+            )
+        image = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs a graph: output name → value."""
+    """Runs a graph: output name → value.
+
+    Raises:
+        ValueError: where it cannot run on these inputs.
+    """
     names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, inputs)))  # noqa: B905  Python 3.8 has no strict
+    try:
+        outputs = session.run(names, inputs)
+    except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
+        raise ValueError(f"a graph of the export does not run: {_one_line(error)}") from error
+    return dict(zip(names, outputs))  # noqa: B905  Python 3.8 has no strict
 
 
 def stage_inputs(session: onnxruntime.InferenceSession, state: np.ndarray) -> dict[str, np.ndarray]:
@@ -344,8 +538,39 @@ def _read(directory: Path, name: str) -> dict[str, Any]:
     file = directory / name
     if not file.is_file():
         raise ValueError(f"{directory} is not a finished export of a cascade; it has no {name}.")
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    file = file_in(directory, name)
+    if file.stat().st_size > MAX_JSON:
+        raise ValueError(f"{file} must have at most {MAX_JSON} bytes, got {file.stat().st_size}.")
+    try:
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must be JSON: {_one_line(error)}.") from error
+    _must(str(file), isinstance(content, dict), "a JSON object", content)
     return content
+
+
+def _must(name: str, is_so: Any, allowed: str, given: Any) -> None:
+    """Raises a `ValueError` unless `is_so`."""
+    if not is_so:
+        raise ValueError(f"{name} must be {allowed}, got {given!r:.100}.")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is one that float32 holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, (list, tuple)) and len(values) == count and all(map(_is_number, values))
+
+
+def _is_count(value: Any, largest: float) -> bool:
+    """Whether it is a whole number from 1 on."""
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= largest
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 _allocator_is_shared = False
@@ -376,11 +601,13 @@ def main(arguments: list[str]) -> None:
         cascade = Cascade(directory)
         for file in files:
             output = cascade(cascade.preprocess([file]))
+            if not np.isfinite(output.logits).all():
+                raise ValueError(f"the logits of {file} must be finite, got {output.logits[0].tolist()!s:.100}.")
             probabilities = np.exp(output.logits[0] - output.logits[0].max())
             probabilities /= probabilities.sum()
             label = int(probabilities.argmax())
             print(f"{file}\t{cascade.labels[label]}\t{probabilities[label]:.3f}\texit {output.exit_layer[0]}")
-    except (ValueError, OSError) as error:  # OSError also of a file that is not an image
+    except (ValueError, OSError) as error:
         sys.exit(f"cascade_mevit.py: error: {error}")
 
 

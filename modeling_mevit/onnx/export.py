@@ -5,6 +5,7 @@
 import copy
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,10 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
-from ..early_exit.cost import dynamic_exit_costs
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
-from .graphs import GraphFile, build_graph, cascade_files, exit_file
+from .graphs import GraphFile, build_graph, cascade_files, cascade_stages, exit_file
 from .quantize import PrecisionReport, Quantization, lower_precision
 
 
@@ -84,9 +84,10 @@ def export(
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
-    Everything is written to `output.partial` and renamed when every file gave the same outputs as PyTorch, within
-    1e-4; where one did not, it is renamed to `output.failed`. An export that is interrupted is removed; what is left
-    of one that was killed has no config.json, so that it does not load.
+    Everything is written to a new directory beside `output` and renamed when every file gave the same outputs as
+    PyTorch, within 1e-4; where one did not, it is kept as `output.failed-…`, which the error names. An export that is
+    interrupted is removed; what is left of one that was killed, `.output-…`, has neither config.json nor cascade.json,
+    so that it does not load.
 
     Args:
         model: it is brought to the CPU, to float32 and into eval mode, and stays there.
@@ -134,40 +135,42 @@ def export(
             export_and_compare(model, file, directory)
         image_processor.save_pretrained(directory)
         if cascade:
-            _write_json(directory / "cascade.json", cascade_description(config, quantization))
             shutil.copy(cascade_mevit.__file__, directory)
-            runtime = cascade_mevit.Cascade(directory, config=config.to_dict())
+            runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=cascade_stages(config))
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
         if quantization:
             report = lower_precision(directory, files, config, quantization)
             _write_json(directory / "precision.json", report.to_dict())
         config.early_exit = config.early_exit and early_exit
-        config.save_pretrained(directory)  # the last, since without it nothing loads
+        # the last ones, since without them nothing loads
+        config.save_pretrained(directory)
+        if cascade:
+            _write_json(directory / "cascade.json", cascade_description(config, quantization))
     return Export(output, {file.name: (output / file.name).stat().st_size for file in files}, report)
 
 
 @contextmanager
 def atomic_directory(output: Path) -> Iterator[Path]:
-    """A directory `output.partial` to write to, which is renamed to `output` at the end.
+    """A new directory beside `output` to write to, which is renamed to `output` at the end.
 
-    After an [`ExportError`] it is renamed to `output.failed`, after anything else that stops the writing removed.
+    After an [`ExportError`] it is kept under another new name, which the error tells; after anything else that stops
+    the writing it is removed.
     """
-    partial, failed = (output.with_name(f"{output.name}.{state}") for state in ("partial", "failed"))
-    for left_over in (partial, failed):
-        shutil.rmtree(left_over, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except ExportError as error:
-        partial.rename(failed)
-        raise ExportError(f"{error} What was written is in {failed}.") from error
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
-    if output.exists():
-        output.rmdir()  # empty, or this fails
-    partial.rename(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=output.parent) as temporary:
+        directory = Path(temporary, output.name)  # with ordinary permissions, which `temporary` has not
+        directory.mkdir()
+        try:
+            yield directory
+        except ExportError as error:
+            failed = output.with_name(f"{output.name}.failed-{Path(temporary).name.removeprefix(prefix)}")
+            directory.rename(failed)
+            raise ExportError(f"{error} What was written is in {failed}.") from error
+        if output.exists():
+            output.rmdir()  # empty, or this fails
+        directory.rename(output)
 
 
 def export_and_compare(model: MEViTForImageClassification, file: GraphFile, directory: Path) -> None:
@@ -189,15 +192,10 @@ def export_and_compare(model: MEViTForImageClassification, file: GraphFile, dire
 
 def cascade_description(config: MEViTConfig, quantization: Quantization | None) -> dict[str, Any]:
     """What `cascade.json` holds: the graphs. The runtime finds the rest in the model's and the processor's config."""
-    costs = dynamic_exit_costs(config)
-    stages = []
-    for layer in config.exit_layers:
-        stage, query = cascade_files(layer)
-        stages.append({"exit_layer": layer, "stage": stage.name, "query": query.name, "cost": costs[layer]})
     return {
         "precision": quantization.precision if quantization else "float32",
         "target": quantization.target if quantization else None,
-        "stages": stages,
+        "stages": cascade_stages(config),
     }
 
 

@@ -22,6 +22,7 @@ from optimum.exporters.onnx.model_configs import ViTOnnxConfig
 from torch import Tensor, nn
 
 from ..configuration_mevit import MEViTConfig
+from ..early_exit.cost import dynamic_exit_costs
 from ..encoder_layer_mevit import encoder_layers, layer_outputs, project_keys_values
 from ..exit_policy_mevit import exit_scores
 from ..modeling_mevit import MEViTForImageClassification
@@ -56,6 +57,16 @@ def cascade_files(exit_layer: int) -> tuple[GraphFile, GraphFile]:
         GraphFile("stage", exit_layer, f"stage_{exit_layer}.onnx"),
         GraphFile("query", exit_layer, f"query_{exit_layer}.onnx"),
     )
+
+
+def cascade_stages(config: MEViTConfig) -> list[dict[str, Any]]:
+    """What cascade.json lists of each exit: `exit_layer`, the files `stage` and `query`, and the `cost` of leaving."""
+    costs = dynamic_exit_costs(config)
+    stages = []
+    for layer in config.exit_layers:
+        stage, query = cascade_files(layer)
+        stages.append({"exit_layer": layer, "stage": stage.name, "query": query.name, "cost": costs[layer]})
+    return stages
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
 from ..early_exit.predictions import batches
 from .cascade_mevit import CLS, PATCHES, Cascade, run, run_stage, stage_inputs
-from .graphs import GraphFile
+from .graphs import GraphFile, cascade_stages
 from .runtime import MEViTCascade
 
 
@@ -150,7 +150,7 @@ def lower_precision(
     """Lowers the precision of a float32 export in place.
 
     Args:
-        directory: of the export; it needs no config.json yet.
+        directory: of the export; it needs neither config.json nor cascade.json yet.
         files: of the export.
         config: of the model; it gets new thresholds, or none where early exit cannot be kept.
         quantization: what to do.
@@ -162,7 +162,7 @@ def lower_precision(
     after = accuracies(directory, classifiers, dataset)
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
-        cascade = MEViTCascade(Cascade(directory, config=config.to_dict()), config)
+        cascade = MEViTCascade(_unfinished_cascade(directory, config), config)
         target = CalibrationTarget(**config.calibration["target"])
         alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
         result = calibrate(cascade, dataset, target, batch_size=alone)
@@ -267,7 +267,7 @@ def _feeds(
     queries = [file.name for file in files if file.kind == "query"]
     if not stages:
         return
-    cascade = Cascade(directory, config=config.to_dict())
+    cascade = _unfinished_cascade(directory, config)
     states = images
     for stage_file, query_file, (stage, query) in zip(stages, queries, cascade.stages, strict=True):
         yield stage_file, [stage_inputs(stage, state) for state in states]
@@ -275,6 +275,10 @@ def _feeds(
         feeds = [(tokens.query_inputs(CLS), tokens.query_inputs(PATCHES)) for tokens in handed_on]
         yield query_file, [feed for pair in feeds for feed in pair]
         states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
+
+
+def _unfinished_cascade(directory: Path, config: MEViTConfig) -> Cascade:
+    return Cascade(directory, config=config.to_dict(), stages=cascade_stages(config))
 
 
 def _nodes_in_float(model: onnx.ModelProto) -> list[str]:

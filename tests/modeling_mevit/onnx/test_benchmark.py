@@ -1,5 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -68,11 +69,20 @@ def test_the_probe_measures_memory_without_torch(exported, images, tmp_path, kin
 
 
 def test_the_probe_runs_the_packages_own_runtime(exported, images, tmp_path):
-    (tmp_path / "cascade_mevit.py").write_text("raise SystemExit('a copy was run')")
-    for file in exported.iterdir():
-        if file.suffix != ".py":
-            (tmp_path / file.name).symlink_to(file)
-    assert _memory_probe.load("cascade", tmp_path, 1)(images[0]).logits.shape == (1, 5)
+    copied = shutil.copytree(exported, tmp_path / "copied")
+    (copied / "cascade_mevit.py").write_text("raise SystemExit('a copy was run')")
+    assert _memory_probe.load("cascade", copied, 1)(images[0]).logits.shape == (1, 5)
+
+
+def test_files_outside_the_export_are_not_measured(tmp_path, calibrated_model, processor, exported, monkeypatch):
+    calibrated_model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    copied = shutil.copytree(exported, tmp_path / "copied")
+    (copied / "exit_2.onnx").unlink()
+    (copied / "exit_2.onnx").symlink_to(exported / "exit_2.onnx")
+    monkeypatch.setattr(benchmark, "main_export", lambda *args, **kwargs: None)
+    with pytest.raises(ValueError, match="exit_2.onnx must lie in that directory itself, got a link"):
+        benchmark._ways(str(tmp_path / "model"), copied, tmp_path / "ways")
 
 
 def test_memory_is_the_median_of_fresh_processes(monkeypatch, tmp_path):

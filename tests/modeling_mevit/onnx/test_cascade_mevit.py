@@ -4,12 +4,14 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +19,7 @@ from transformers import AutoImageProcessor
 
 from modeling_mevit import MEViTConfig
 from modeling_mevit.onnx import cascade_mevit
-from modeling_mevit.onnx.cascade_mevit import Cascade
+from modeling_mevit.onnx.cascade_mevit import Cascade, read_image, read_labels, read_stages
 from tests.helpers.models import TINY
 
 
@@ -73,9 +75,9 @@ def test_settings_are_those_of_the_config(copied, images):
 @pytest.mark.parametrize(
     "id2label", [{0: "LABEL_0", 1: "LABEL_1"}, {index: f"species {index}" for index in range(12)}]
 )
-def test_labels_are_in_the_order_of_the_logits(copied, id2label):
-    MEViTConfig(**{**TINY, "num_labels": len(id2label), "id2label": id2label}).save_pretrained(copied)
-    assert Cascade(copied).labels == list(id2label.values())
+def test_labels_are_in_the_order_of_the_logits(tmp_path, id2label):
+    MEViTConfig(**{**TINY, "num_labels": len(id2label), "id2label": id2label}).save_pretrained(tmp_path)
+    assert read_labels(json.loads((tmp_path / "config.json").read_text())) == list(id2label.values())
 
 
 def test_images_near_a_threshold_are_told_for_each_call(exported, images):
@@ -138,10 +140,10 @@ def test_an_unfinished_export_is_named(copied, name):
 
 def test_damaged_graphs_are_named(copied):
     (copied / "stage_3.onnx").write_bytes((copied / "stage_3.onnx").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="stage_3.onnx is missing or damaged"):
+    with pytest.raises(ValueError, match="stage_3.onnx is damaged"):
         Cascade(copied)
     (copied / "stage_3.onnx").unlink()
-    with pytest.raises(ValueError, match="stage_3.onnx is missing or damaged"):
+    with pytest.raises(ValueError, match="stage_3.onnx is missing, or is not a regular file"):
         Cascade(copied)
 
 
@@ -191,3 +193,238 @@ def test_the_runtime_file_ends_with_one_line(exported, arguments):
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("cascade_mevit.py: error: ")
+
+
+# An export is data from anyone
+
+
+def change(file: Path, **fields) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+@pytest.mark.parametrize("name", ["../stage_2.onnx", "/tmp/stage_2.onnx", "a\\b.onnx", "..", ".", "", "C:x", "x\n", 3])
+def test_files_have_plain_names(copied, name):
+    stages = read_stages(copied)
+    shutil.copy(copied / "stage_2.onnx", copied.parent)
+    change(copied / "cascade.json", stages=[{**stages[0], "stage": name}, *stages[1:]])
+    with pytest.raises(ValueError, match="the name of a file of .*copied must be letters, digits, .*, got ") as raised:
+        Cascade(copied)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["stage_3.onnx", "config.json"])
+def test_links_lead_to_files_of_the_directory_only(copied, images, name):
+    (copied / name).rename(copied / "other")
+    (copied / name).symlink_to("other")
+    assert Cascade(copied)(images.numpy()).logits.shape == (8, 5)
+    (copied / "other").rename(copied.parent / "other")
+    (copied / name).unlink()
+    (copied / name).symlink_to("../other")
+    with pytest.raises(ValueError, match=f"{name} must lie in that directory itself, got a link to .*other"):
+        Cascade(copied)
+
+
+def test_the_layout_of_the_hubs_cache_loads(exported, images, tmp_path):
+    repository = tmp_path / "models--someone--export"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(exported, blobs)
+    for file in blobs.iterdir():
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    np.testing.assert_array_equal(Cascade(snapshot)(images.numpy()).logits, Cascade(exported)(images.numpy()).logits)
+    # blobs of another repository are not this one's
+    blobs.rename(tmp_path / "blobs")
+    blobs.symlink_to(tmp_path / "blobs")
+    with pytest.raises(ValueError, match="must lie in that directory itself"):
+        Cascade(snapshot)
+
+
+def test_what_is_no_regular_file_is_refused(copied):
+    (copied / "stage_2.onnx").unlink()
+    os.mkfifo(copied / "stage_2.onnx")  # opening it would wait for ever
+    with pytest.raises(ValueError, match="stage_2.onnx is missing, or is not a regular file"):
+        Cascade(copied)
+
+
+def test_weights_in_other_files_are_refused(copied, monkeypatch):
+    model = onnx.load(copied / "stage_2.onnx")
+    onnx.save(model, copied / "stage_2.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    monkeypatch.setattr(cascade_mevit, "READ_AT_ONCE", 3)  # so that the key is found across reads
+    with pytest.raises(ValueError, match="stage_2.onnx must hold its weights itself"):
+        Cascade(copied)
+
+
+@pytest.mark.parametrize("name", ["cascade.json", "config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[" * 100_000, b"[]", b"3", b"\xff\xfe", b'{"a": ' + b"9" * 5000 + b"}"]
+)
+def test_files_that_are_no_json_objects_are_named(copied, name, content):
+    (copied / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} must be (JSON: .*|a JSON object, got )") as raised:
+        Cascade(copied)
+    assert "\n" not in str(raised.value)
+
+
+def test_large_json_is_not_read(copied, monkeypatch):
+    monkeypatch.setattr(cascade_mevit, "MAX_JSON", 10)
+    with pytest.raises(ValueError, match="cascade.json must have at most 10 bytes, got "):
+        Cascade(copied)
+
+
+HUGE = 10**400
+SIZE = {"height": 16, "width": 16}
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("cascade", {"stages": None}, "stages in cascade.json must be 1 to 1000 objects, got None"),
+        ("cascade", {"stages": []}, "stages in cascade.json must be 1 to 1000 objects"),
+        ("cascade", {"stages": [3]}, "stages in cascade.json must be 1 to 1000 objects"),
+        ("cascade", {"stages": [{"query": "q.onnx"}] * 1001}, "stages in cascade.json must be 1 to 1000 objects"),
+        (
+            "cascade",
+            {"stages": [{"query": "q.onnx"}]},
+            r"exit_layer in cascade.json must be a layer number, got \[None",
+        ),
+        ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}] * 2}, "must be in ascending order"),
+        ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}]}, "the name of a file of .* got None"),
+        (
+            "config",
+            {"image_size": "16"},
+            "image_size in config.json must be one number or two from 1 to 4096, got '16'",
+        ),
+        ("config", {"image_size": 10**9}, "image_size in config.json must be one number or two from 1 to 4096"),
+        ("config", {"image_size": [16, 16, 16]}, "image_size in config.json must be one number or two"),
+        ("config", {"image_size": None}, "image_size in config.json .*, got None"),
+        ("config", {"num_channels": HUGE}, "num_channels in config.json must be a number from 1 to 4096, got 1000"),
+        ("config", {"num_channels": 1}, r"must be those of the first graph, \[3, 16, 16\], got \[1, 16, 16\]"),
+        ("config", {"early_exit": "yes"}, "early_exit in config.json must be true or false, got 'yes'"),
+        ("config", {"exit_policy": 3}, "exit_policy in config.json must be a name, got 3"),
+        (
+            "config",
+            {"exit_thresholds": [0.5] * 3},
+            "exit_thresholds in config.json must be null, one number or 2, got",
+        ),
+        ("config", {"exit_thresholds": HUGE}, "exit_thresholds in config.json must be null"),
+        ("config", {"exit_thresholds": [0.5, float("nan")]}, "exit_thresholds in config.json must be null"),
+        ("config", {"exit_thresholds": "0.5"}, "exit_thresholds in config.json must be null"),
+        ("config", {"id2label": ["a"]}, "id2label in config.json must be names of the labels 0, 1, and so on, got"),
+        ("config", {"id2label": {"one": "a"}}, "id2label in config.json must be names"),
+        ("config", {"id2label": {"0": "a", "2": "b"}}, "id2label in config.json must be names"),
+        ("config", {"id2label": {"0": 3}}, "id2label in config.json must be names"),
+        ("config", {"id2label": {"0": "a"}}, "of as many labels as the logits of exit 2, got '1 labels'"),
+        ("preprocessor_config", {"size": 16}, "the image processor's size must be height and width, got 16"),
+        (
+            "preprocessor_config",
+            {"size": {**SIZE, "width": HUGE}},
+            "the image processor's size must be of sides from 1",
+        ),
+        ("preprocessor_config", {"crop_size": {**SIZE, "height": "a"}}, "the image processor's crop_size must be of"),
+        ("preprocessor_config", {"resample": 7}, "the image processor's resample must be a number from 0 to 5, got 7"),
+        ("preprocessor_config", {"resample": [1]}, "the image processor's resample must be"),
+        ("preprocessor_config", {"rescale_factor": "a"}, "the image processor's rescale_factor must be a number"),
+        ("preprocessor_config", {"image_mean": [0.5]}, "the image processor's image_mean must be 3 numbers"),
+        (
+            "preprocessor_config",
+            {"image_std": [0.5, 0, 0.5]},
+            "the image processor's image_std must be 3 numbers above 0",
+        ),
+    ],
+)
+def test_malformed_fields_are_named(copied, file, fields, message):
+    change(copied / f"{file}.json", **fields)
+    with pytest.raises(ValueError, match=message) as raised:
+        Cascade(copied)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_graphs_of_another_kind_are_named(copied):
+    shutil.copy(copied / "exit_2.onnx", copied / "query_3.onnx")
+    with pytest.raises(ValueError, match="the graphs of exit 3 in .* must have all outputs .*; missing are outputs"):
+        Cascade(copied)
+    shutil.copy(copied / "query_2.onnx", copied / "query_3.onnx")
+    shutil.copy(copied / "stage_2.onnx", copied / "stage_3.onnx")
+    with pytest.raises(ValueError, match="a graph of the export does not run: ") as raised:
+        Cascade(copied).every_exit(np.zeros((1, 3, 16, 16), np.float32))
+    assert "\n" not in str(raised.value)
+
+
+# Images that are not sure, and images of other kinds
+
+
+@pytest.mark.parametrize("policy", ["uncertainty", "patience"])
+def test_an_exit_without_finite_logits_is_never_sure(exported, images, monkeypatch, policy):
+    cascade, run = Cascade(exported), cascade_mevit.run
+    first = cascade.stages[0][1]
+
+    def broken(session, inputs):
+        answers = run(session, inputs)
+        if policy == "patience":
+            answers.pop("score", None)
+        if session is first:
+            answers["logits"] = answers["logits"].copy()
+            answers["logits"][:, 0] = [np.nan, np.inf, -np.inf, 0, 0, 0, 0, 0][: len(answers["logits"])]
+        return answers
+
+    monkeypatch.setattr(cascade_mevit, "run", broken)
+    exit_layer = cascade(images.numpy(), early_exit=True, exit_thresholds=[10.0, -10.0]).exit_layer
+    assert exit_layer.tolist() == [4, 4, 4, 2, 2, 2, 2, 2]
+    if policy == "patience":
+        _, scores = cascade.every_exit(images.numpy())
+        assert np.isnan(scores[:3, 0]).all() and scores[3:, 0] == pytest.approx([2 / 3] * 5)
+        assert scores[:3, 1] == pytest.approx([2 / 3] * 3)  # which agrees with no exit before
+
+
+@pytest.mark.parametrize("policy", ["uncertainty", "patience"])
+def test_images_that_are_nan_run_to_the_end(exported, images, monkeypatch, policy):
+    run = cascade_mevit.run
+
+    def without_score(session, inputs):
+        return {name: value for name, value in run(session, inputs).items() if name != "score"}
+
+    if policy == "patience":
+        monkeypatch.setattr(cascade_mevit, "run", without_score)
+    pixel_values = images.numpy().copy()
+    pixel_values[2] = np.nan
+    cascade = Cascade(exported)
+    output = cascade(pixel_values, early_exit=True, exit_thresholds=10.0)
+    assert output.exit_layer.tolist() == [2, 2, 4, 2, 2, 2, 2, 2]
+    assert np.isnan(output.logits[2]).all() and np.isfinite(np.delete(output.logits, 2, axis=0)).all()
+    assert np.isnan(cascade.every_exit(pixel_values)[1][2]).all()
+
+
+@pytest.mark.parametrize("file", ["image.png", "image.tiff"])
+def test_grey_values_of_16_bits_are_scaled(tmp_path, file):
+    values = np.array([[0, 128, 129], [257, 32896, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / file)
+    expected = [[0, 0, 1], [1, 128, 255]]
+    for source in (tmp_path / file, Image.open(tmp_path / file), Image.fromarray(values.astype(np.int32))):
+        image = read_image(source)
+        assert image.mode == "RGB" and np.asarray(image)[..., 1].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_images_of_other_depths_are_refused(tmp_path, value):
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "image.tiff")
+    with pytest.raises(
+        ValueError, match=r"image.tiff: images must have 8 or 16 bits per channel, got a floating-point"
+    ):
+        read_image(tmp_path / "image.tiff")
+    with pytest.raises(ValueError, match=f"must have 8 or 16 bits per channel, got values from {value} to {value}"):
+        read_image(Image.fromarray(np.full((4, 4), value, dtype=np.int32)))
+
+
+def test_a_decompression_bomb_is_one_line(exported, image_file, monkeypatch, capsys):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(SystemExit) as raised:
+        cascade_mevit.main([str(exported), str(image_file)])
+    message = str(raised.value)
+    assert message.startswith(f"cascade_mevit.py: error: cannot read the image {image_file}: ")
+    assert "decompression bomb" in message and "\n" not in message
+
+
+def test_answers_that_are_no_numbers_are_told(exported, image_file, monkeypatch):
+    monkeypatch.setattr(Cascade, "preprocess", lambda self, images: np.full((1, 3, 16, 16), np.nan, np.float32))
+    with pytest.raises(SystemExit, match="error: the logits of .*image.png must be finite, got "):
+        cascade_mevit.main([str(exported), str(image_file)])

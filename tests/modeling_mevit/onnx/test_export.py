@@ -4,6 +4,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -125,10 +129,13 @@ def test_a_file_that_differs_fails_the_export(tmp_path, calibrated_model, proces
         return outputs
 
     monkeypatch.setattr(export_module, "export_models", another_model)
-    with pytest.raises(ExportError, match=r"model.onnx differs from PyTorch: .*logits.*max diff.* 1\.0.*out.failed"):
+    with pytest.raises(ExportError, match=r"model.onnx differs from PyTorch: .*logits.*max diff.* 1\.0.*out.failed-"):
         export(calibrated_model, processor, tmp_path / "out", exits=[4])
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
-    assert (tmp_path / "out.failed" / "model.onnx").is_file()
+    (kept,) = tmp_path.iterdir()
+    assert kept.name.startswith("out.failed-") and (kept / "model.onnx").is_file()
+    for load in (ORTModelForImageClassification.from_pretrained, MEViTCascade.from_pretrained):
+        with pytest.raises((OSError, ValueError)):
+            load(kept)
 
 
 def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, calibrated_model, processor, monkeypatch):
@@ -139,17 +146,79 @@ def test_an_interrupted_export_leaves_nothing_that_loads(tmp_path, calibrated_mo
     with pytest.raises(KeyboardInterrupt):
         export(calibrated_model, processor, tmp_path / "out", exits=[4], cascade=True)
     assert not list(tmp_path.iterdir())
-    # a process that is killed cannot tidy up
-    monkeypatch.setattr(export_module.shutil, "rmtree", lambda *args, **kwargs: None)
-    with pytest.raises(KeyboardInterrupt):
-        export(calibrated_model, processor, tmp_path / "out", exits=[4], cascade=True)
-    assert (tmp_path / "out.partial" / "model.onnx").is_file() and not (tmp_path / "out").exists()
-    for load in (ORTModelForImageClassification.from_pretrained, MEViTCascade.from_pretrained):
-        with pytest.raises((OSError, ValueError)):
-            load(tmp_path / "out.partial")
-    monkeypatch.undo()
-    export(calibrated_model, processor, tmp_path / "out", exits=[4])
-    assert not (tmp_path / "out.partial").exists() and (tmp_path / "out" / "model.onnx").is_file()
+
+
+def test_a_killed_export_leaves_nothing_that_runs(tmp_path):
+    """Killed as late as can be: everything is written and converted but for the last two files."""
+    program = f"""
+import os, signal
+from modeling_mevit import MEViTConfig, export
+from modeling_mevit.data.image_processing import image_processor_for
+from tests.helpers.models import tiny_model
+
+processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+model = tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
+save = MEViTConfig.save_pretrained
+
+def killed(self, directory):
+    save(self, directory)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+MEViTConfig.save_pretrained = killed
+export(model, processor, {str(tmp_path / "out")!r}, exits=[4], cascade=True)
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out-")
+    assert (left / "out" / "stage_4.onnx").is_file()
+    for directory in (left, left / "out"):
+        with pytest.raises(ValueError, match="is not a finished export of a cascade; it has no cascade.json"):
+            Cascade(directory)
+        run = subprocess.run(
+            [sys.executable, left / "out" / "cascade_mevit.py", directory, "x.png"], capture_output=True
+        )
+        assert run.returncode == 1 and b"not a finished export" in run.stderr
+
+
+def test_directories_of_others_are_left_alone(tmp_path):
+    for name in ("out.partial", "out.failed", ".out-mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    with export_module.atomic_directory(tmp_path / "out") as directory:
+        assert directory.parent.parent == tmp_path and not (tmp_path / "out").exists()
+        (directory / "file").write_text("new")
+    with (
+        pytest.raises(ExportError, match=r"it differs. What was written is in .*out.failed-") as raised,
+        export_module.atomic_directory(tmp_path / "out"),
+    ):
+        raise ExportError("it differs.")
+    kept = str(raised.value).split(" is in ")[1].rstrip(".")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [".out-mine", "out", "out.failed", "out.partial", Path(kept).name]
+    )
+    for name in ("out.partial", "out.failed", ".out-mine"):
+        assert (tmp_path / name / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "out" / "file").read_text() == "new"
+
+
+def test_an_export_has_the_permissions_of_other_directories(tmp_path):
+    (tmp_path / "ordinary").mkdir()
+    with export_module.atomic_directory(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_cascade_json_is_written_last(tmp_path, calibrated_model, processor, monkeypatch):
+    written = []
+    write = export_module._write_json
+    monkeypatch.setattr(
+        export_module,
+        "_write_json",
+        lambda file, content: (written.extend(file.parent.iterdir()), write(file, content)),
+    )
+    files = export(calibrated_model, processor, tmp_path / "out", exits=[4], cascade=True).directory.iterdir()
+    assert {file.name for file in files} == {file.name for file in written} | {"cascade.json"}
 
 
 def test_a_cascade_with_other_logits_is_an_error(exported, calibrated_model):
@@ -188,7 +257,7 @@ def test_the_export_makes_every_comparison(tmp_path, calibrated_model, processor
         raise ExportError("it differs.")
 
     monkeypatch.setattr(export_module, "export_and_compare", lambda *args: None)
-    monkeypatch.setattr(export_module.cascade_mevit.Cascade, "open", lambda self, file: None)
+    monkeypatch.setattr(export_module.cascade_mevit, "Cascade", lambda *args, **settings: None)
     monkeypatch.setattr(export_module, "compare_cascade", lambda *args: None)
     monkeypatch.setattr(export_module, comparison, fail)
     with pytest.raises(ExportError, match="it differs"):

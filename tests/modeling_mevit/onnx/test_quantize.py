@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from modeling_mevit import CalibrationTarget, MEViTCascade, MEViTConfig, calibrate, export
+from modeling_mevit import CalibrationResult, CalibrationTarget, MEViTCascade, MEViTConfig, calibrate, export
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.onnx import quantize
@@ -75,7 +75,7 @@ def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, model, 
     config = MEViTConfig.from_pretrained(tmp_path / "out")
     calibrated = config.calibration
     assert config.early_exit and calibrated["target"] == {"max_accuracy_drop": 0.05}
-    assert calibrated["data"] == calibration.describe()
+    assert calibrated["data"].items() >= calibration.describe().items()
     # int8-dynamic is calibrated image by image, since its results depend on the batch
     predictions = predict_exits(cascade, calibration, batch_size=1 if precision == "int8-dynamic" else 32)
     point = predictions.simulate("margin", config.exit_thresholds)
@@ -212,12 +212,13 @@ def test_early_exit_that_was_not_wanted_stays_off(tmp_path, model):
     assert config.exit_thresholds == report.calibration.operating_point.thresholds
 
 
-def test_early_exit_is_off_where_nothing_can_be_certified(in_float32, tmp_path, model):
+def test_early_exit_is_off_where_nothing_can_be_certified(in_float32, tmp_path, model, monkeypatch):
     directory, config = shutil.copytree(in_float32, tmp_path / "out"), copy.deepcopy(model.config)
-    config.calibration["target"] = {"max_accuracy_drop": 0.01, "confidence": 0.99}  # too much for 30 images
+    nothing = CalibrationResult(CalibrationTarget(max_accuracy_drop=0.05), None)
+    monkeypatch.setattr(quantize, "calibrate", lambda *args, **kwargs: nothing)
     quantization = Quantization("float16", Images(model, 30, 1))
     result = quantize.lower_precision(directory, FILES, config, quantization).calibration
-    assert result.operating_point is None and result.first_failure is not None
+    assert result is nothing
     assert (config.early_exit, config.exit_thresholds, config.calibration) == (False, None, None)
 
 
