@@ -8,7 +8,7 @@ given the same ones, without the data set and whatever the files are called.
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,31 @@ def encode_digests(hashes: Iterable[str]) -> str:
 
 def count_known(hashes: Iterable[str], encoded: str) -> int:
     """How many of the hashes are among those that [`encode_digests`] encoded."""
+    return sum(_are_known(hashes, encoded))
+
+
+def select_independent(hashes: Sequence[str], training: str | None) -> tuple[list[int], int, int]:
+    """Which images can calibrate a model: those that did not train it, and of equal ones the first.
+
+    Args:
+        hashes: one per image, of [`image_hashes`].
+        training: the images that trained the model, of [`encode_digests`]; None where that is not known.
+
+    Returns:
+        Indices of the images to take, how many others are copies of one of them, and how many trained the model.
+    """
+    trained = _are_known(hashes, training or "")
+    first: dict[str, int] = {}
+    for index, (image_hash, known) in enumerate(zip(hashes, trained, strict=True)):
+        if not known:
+            first.setdefault(image_hash, index)
+    return list(first.values()), len(hashes) - sum(trained) - len(first), sum(trained)
+
+
+def _are_known(hashes: Iterable[str], encoded: str) -> list[bool]:
     digests = base64.b64decode(encoded, validate=True)
     known = {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
-    return sum(bytes.fromhex(image_hash)[:DIGEST_BYTES] in known for image_hash in hashes)
+    return [bytes.fromhex(image_hash)[:DIGEST_BYTES] in known for image_hash in hashes]
 
 
 def public_name(name_or_path: str | PathLike[str]) -> str:

@@ -12,16 +12,19 @@ since a wrong certificate needs the first wrong threshold to pass its own test.
 import bisect
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
-from scipy.stats import binom
-from torch.utils.data import Dataset
+from scipy.special import bdtr
+from scipy.stats import binom, norm
+from torch.utils.data import Dataset, Subset
 
 from ..configuration_mevit import MEViTConfig
+from ..data.identity import encode_digests, select_independent
 from ..exit_policy_mevit import EXIT_POLICIES
+from ..modeling_mevit import MEViTForImageClassification
 from .predictions import ExitPredictions, OperatingPoint, Predictor, predict_exits
 
 
@@ -31,6 +34,7 @@ BOUNDS = ("harm", "difference")
 _GRID = np.geomspace(1e-5, 1, 201)
 _GRID_OF_UNCERTAINTY = np.linspace(1e-3, 1, 1000)
 _MOST_CANDIDATES = 1000  # thresholds to try, whatever the number of images
+_ARC = 0.2  # standard errors of the correction rate between neighbouring rates that the difference test computes
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class CalibrationTarget:
         max_accuracy_drop: share of all images, 0.01 for one point.
         confidence: probability of the certificate.
         bound: what is tested. `"harm"`, the default: how often the exit taken is wrong and the last one right, by the
-            exact binomial tail. `"difference"`: the drop itself, so that corrections count too.
+            exact binomial tail. `"difference"`: the drop itself, so that corrections count too ([`most_harms`]).
 
     Raises:
         ValueError: where the arguments do not fit together or a number is out of range.
@@ -110,27 +114,36 @@ class CalibrationResult:
             None where none that lets an image leave early is good enough.
         first_failure: with a confidence, the first thresholds that were not certified; None where all were.
         data: the calibration images, as [`ImageClassificationDataset.describe`] tells them.
+        dropped_copies: images that were not counted, since an image of the same content was.
+        dropped_training_images: images that were not counted, since they trained the model.
+        made_for: exits, architecture, precision and weights that this holds for, as the model's `made_for` tells them;
+            of the cascade of an export the first two alone, since precision and weights are in its graphs.
     """
 
     target: CalibrationTarget
     operating_point: OperatingPoint | None
     first_failure: OperatingPoint | None = None
     data: dict[str, Any] | None = None
+    dropped_copies: int = 0
+    dropped_training_images: int = 0
+    made_for: dict[str, Any] | None = None
 
     @property
     def required_sample_size(self) -> int | None:
-        """How many images would certify the first thresholds that failed, at their rates; None where none would."""
+        """About how many images would certify the first thresholds that failed, at their rates; None where no number
+        would."""
         failed, target = self.first_failure, self.target
         if failed is None or target.max_accuracy_drop is None or target.confidence is None:
             return None
         rates = failed.harms / failed.num_samples, failed.corrections / failed.num_samples
-        return required_sample_size(
+        needed = required_sample_size(
             rates[0],
             target.max_accuracy_drop,
             target.confidence,
             bound=target.bound or BOUNDS[0],
             correction_rate=rates[1],
         )
+        return needed and max(needed, failed.num_samples + 1)
 
     def apply_to(self, config: MEViTConfig) -> None:
         """Writes thresholds, target and evidence into a model's config and turns early exit on; or off, where there
@@ -144,7 +157,13 @@ class CalibrationResult:
         config.calibration = {
             "target": self.target.to_dict(),
             "operating_point": {**found.to_dict(), "thresholds": thresholds},
-            "data": self.data,
+            "data": self.data
+            and {
+                **self.data,
+                "dropped_copies": self.dropped_copies,
+                "dropped_training_images": self.dropped_training_images,
+            },
+            "made_for": self.made_for,
         }
 
     def __str__(self) -> str:
@@ -152,6 +171,10 @@ class CalibrationResult:
         found, failed, target = self.operating_point, self.first_failure, self.target
         drop, confidence = target.max_accuracy_drop, target.confidence
         lines = []
+        if self.dropped_copies:
+            lines.append(f"Not counted: {self.dropped_copies} images that are copies of others.")
+        if self.dropped_training_images:
+            lines.append(f"Not counted: {self.dropped_training_images} images that trained the model.")
         if found and confidence:
             lines.append(
                 f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
@@ -166,7 +189,8 @@ class CalibrationResult:
             )
         if failed:
             needed = self.required_sample_size
-            more = f"{needed} images would certify them" if needed else "no number of images would certify them"
+            number = f"about {needed}" if target.bound == "difference" else needed
+            more = f"{number} images would certify them" if needed else "no number of images would certify them"
             lines.append(
                 f"The first thresholds that failed have mean cost {failed.cost:.3f}, harm {failed.harms} of "
                 f"{failed.num_samples} images ({failed.harms / failed.num_samples:.2%}) and correct "
@@ -194,18 +218,23 @@ def calibrate(
 
     Nothing is changed: [`CalibrationResult.apply_to`] writes the result into a config.
 
+    Of images whose files are equal, the first one counts, whatever their labels; images that trained the model, by the
+    digests in its config, do not count. Near copies, such as another crop of the same photo, are not recognised.
+
     Args:
         predictor: a model in eval mode, on the device to run on, or the cascade of an export.
         dataset: images that neither trained the model nor chose its recipe, `{"pixel_values": (3, H, W), "labels":
-            int}`. An [`ImageClassificationDataset`] also tells which they are, so that evaluation can refuse them.
+            int}`. An [`ImageClassificationDataset`] also tells which they are, so that copies and training images are
+            dropped, and evaluation can refuse the others. Of any other data set, every sample counts.
         target: what the thresholds are chosen for.
         policy: exit policy; the config's by default.
         batch_size: images at a time.
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, or the
-            images trained the model and a confidence is asked for.
+        ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, all
+            images trained the model, or a confidence is asked for and the split trained the model or has too few
+            images to certify anything.
     """
     config = predictor.config
     policy = policy or config.exit_policy
@@ -217,8 +246,21 @@ def calibrate(
     data = describe() if describe else None
     if data:
         check_held_out(data["split"], target.confidence)
+    copies = training_images = 0
+    hashes = getattr(dataset, "image_hashes", None)
+    if hashes is not None:
+        kept, copies, training_images = select_independent(hashes, getattr(config, "training_images", None))
+        if training_images and not kept:
+            raise ValueError(
+                f"calibration needs images that did not train the model, and all {training_images} given ones did."
+            )
+        dataset = Subset(dataset, kept)
+        data = data and {**data, "image_digests": encode_digests(hashes[index] for index in kept)}
+    check_sample_size(len(dataset), target)  # type: ignore[arg-type]
     predictions = predict_exits(predictor, dataset, batch_size=batch_size, num_workers=num_workers)
-    return calibrate_predictions(predictions, target, policy=policy, num_labels=config.num_labels, data=data)
+    result = calibrate_predictions(predictions, target, policy=policy, num_labels=config.num_labels, data=data)
+    made_for = predictor.made_for() if isinstance(predictor, MEViTForImageClassification) else config.made_for()
+    return replace(result, dropped_copies=copies, dropped_training_images=training_images, made_for=made_for)
 
 
 def calibrate_predictions(
@@ -259,6 +301,23 @@ def check_held_out(split: str, confidence: float | None) -> None:
         raise ValueError(
             f"the split {split!r} has images that trained the model, so it can certify nothing; take images that were "
             f"held out."
+        )
+
+
+def check_sample_size(num_samples: int, target: CalibrationTarget) -> None:
+    """Checks that so many images, none of them harmed, would certify a target with a confidence.
+
+    Raises:
+        ValueError: where they would not.
+    """
+    drop, confidence = target.max_accuracy_drop, target.confidence
+    if drop is None or confidence is None:
+        return
+    fewest = required_sample_size(0.0, drop, confidence)
+    if fewest is not None and num_samples < fewest:
+        raise ValueError(
+            f"at least {fewest} images are needed to certify a drop of at most {drop:.2%} with probability "
+            f"{confidence:.0%}, even if none is harmed, got {num_samples}."
         )
 
 
@@ -337,21 +396,146 @@ def fixed_sequence_test(
     drop, confidence = target.max_accuracy_drop, target.confidence
     if drop is None or confidence is None:
         raise ValueError(f"a test needs a target with max_accuracy_drop and confidence, got {target}.")
+    allowed = most_harms(len(predictions), drop, confidence, target.bound or BOUNDS[0])
     certified = None
     for thresholds in sequence:
         point = predictions.simulate(policy, thresholds)
-        if p_value(point, drop, target.bound or BOUNDS[0]) > 1 - confidence:
+        if point.harms > allowed[point.corrections]:
             return certified, point
         if point.saves:
             certified = point
     return certified, None
 
 
-def p_value(point: OperatingPoint, max_accuracy_drop: float, bound: str) -> float:
-    """Of the hypothesis that the true drop is above `max_accuracy_drop`, by one of `BOUNDS`."""
-    if bound == "harm":
-        return harm_p_value(point.harms, point.num_samples, max_accuracy_drop)
-    return difference_p_value(point.harms, point.corrections, point.num_samples, max_accuracy_drop)
+@lru_cache
+def most_harms(num_samples: int, max_accuracy_drop: float, confidence: float, bound: str) -> np.ndarray:
+    """How many images may be harmed for a drop to be certified, by how many are corrected.
+
+    Of n images, h are harmed, at the rate p_h, and c corrected, at the rate p_c. What is rejected is p_h − p_c ≥ δ,
+    and wrongly so with at most the probability α = 1 − confidence, for all rates:
+
+    - By `"harm"`, where h ≤ k, the largest k with P(Bin(n, δ) ≤ k) ≤ α. The harm rate is never below the drop, so c
+      does not matter.
+    - By `"difference"`, there too, and wherever the score statistic of the paired difference (Tango, "Equivalence test
+      and confidence interval for the difference in proportions for the paired-sample design", 1998),
+      z = (h − c − nδ) / √(n (2p̃ + δ(1 − δ))), is at most z*; p̃ is the maximum likelihood estimate of p_c under
+      p_h = p_c + δ. Its normal approximation is not relied on: z* is such that the exact probability of the whole
+      region is at most α for every p_c, as [`_TrinomialSize`] bounds it. It certifies whatever harm certifies.
+
+    Args:
+        num_samples: n.
+        max_accuracy_drop: δ.
+        confidence: 1 − α.
+        bound: one of `BOUNDS`.
+
+    Returns:
+        (n + 1,), int64, by c, never decreasing; −1 where nothing is certified. Where n images without harm are too few
+        by harm, they are by the difference.
+    """
+    level, drop = 1 - confidence, max_accuracy_drop
+    harms = int(binom.ppf(level, num_samples, drop))
+    harms -= binom.cdf(harms, num_samples, drop) > level
+    if bound == "harm" or harms < 0:
+        return np.full(num_samples + 1, harms)
+    critical = _critical_score(num_samples, drop, level, harms)
+    return _harms_within_score(critical, num_samples, drop, harms)
+
+
+@lru_cache
+def _critical_score(num_samples: int, drop: float, level: float, harms: int) -> float:
+    """z* of [`most_harms`], where up to k harms are certified in any case; −∞ where nothing can be added to them."""
+    if harms > (num_samples - 1) * drop:  # the level is above one half, and g of _TrinomialSize is not convex
+        return -math.inf
+    size = _TrinomialSize(num_samples, drop, harms)
+    lowest = low = -10.0
+    high = float(norm.ppf(level)) + 0.5
+    while high - low > 0.004:
+        middle = (low + high) / 2
+        if size.upper_bound(_harms_within_score(middle, num_samples, drop, harms)) <= level:
+            low = middle
+        else:
+            high = middle
+    return low if low > lowest else -math.inf
+
+
+def _score(harms: Any, corrections: Any, num_samples: float, drop: float) -> Any:
+    """Tango's z of [`most_harms`]; arguments and result are numbers or arrays."""
+    linear = corrections * (1 - drop) + harms * (1 + drop) - 2 * num_samples * drop
+    root = np.sqrt(linear**2 + 8 * num_samples * corrections * drop * (1 - drop))
+    rate = (linear + root) / (4 * num_samples)  # of corrections, where the likelihood under p_h = p_c + δ is largest
+    return (harms - corrections - num_samples * drop) / np.sqrt(num_samples * (2 * rate + drop * (1 - drop)))
+
+
+def _harms_within_score(critical: float, num_samples: int, drop: float, fewest: int) -> np.ndarray:
+    """(n + 1,), by the number of corrections: the most harms with a score of at most `critical`, and `fewest` at
+    least; never decreasing."""
+    corrections = np.arange(num_samples + 1)
+    low, high = np.full(num_samples + 1, -1), num_samples - corrections + 1  # bisection of all at once
+    for _ in range(num_samples.bit_length() + 1):
+        middle = (low + high) // 2
+        within = (middle < 0) | (_score(np.maximum(middle, 0), corrections, num_samples, drop) <= critical)
+        low, high = np.where(within, middle, low), np.where(within, high, middle)
+    return np.maximum(np.maximum.accumulate(low), fewest)
+
+
+class _TrinomialSize:
+    """How probable, at most, a region {h ≤ H(c)} with a never decreasing H ≥ k is where p_h = p_c + δ.
+
+    The probability f(p) of the region is computed exactly on a grid of correction rates p, and bounded between them.
+    Let g(p) = P(h ≤ k) be the part of harm, and e = f − g the rest.
+
+    - g is convex in p where k ≤ (n − 1)δ, which is needed, so it lies below its chords.
+    - e'' is the sum of the probabilities of the rest, each times W = S² + S', where S is the derivative of their
+      logarithm. With s the derivative for one image, of mean 0 and variance I = 1/p + 1/(p + δ) + 4/(1 − δ − 2p), W is
+      the sum of s_i s_j over all pairs i ≠ j, of mean 0 and variance 2n(n − 1)I². By Cauchy and Schwarz,
+      |e''| ≤ √(2e)·nI, so that e exceeds its chord over [a, b] by at most κ√E, with κ = (b − a)²/8·√2·nI and E the
+      largest e there, for which E ≤ max(e(a), e(b)) + κ√E is solved.
+    - At the ends of the range, where I has no bound, f(p) ≤ P(p_h = a + δ, p_c = b) on [a, b]: fewer harms or more
+      corrections never lead out of the region.
+
+    Args:
+        num_samples: n.
+        drop: δ.
+        harms: k.
+    """
+
+    def __init__(self, num_samples: int, drop: float, harms: int):
+        n = self.num_samples = num_samples
+        largest = (1 - drop) / 2  # rate of corrections, where every image is harmed or corrected
+        steps = math.ceil(math.pi * math.sqrt(2 * n * largest) / _ARC)
+        rates = (
+            largest * np.sin(np.arange(1, steps) / steps * np.pi / 2) ** 2
+        )  # about equally many standard errors apart
+        rates = np.concatenate(([rates[0] / 64, rates[0] / 8], rates))
+        start, end = rates[:-1], rates[1:]
+        information = 1 / start + 1 / (start + drop) + 4 / (1 - drop - 2 * end)
+        self.curvature = (end - start) ** 2 / 8 * math.sqrt(2) * n * information
+        self.of_harm = bdtr(float(harms), n, rates + drop)
+
+        # the numbers of corrections that are probable under each rate, one rate after another
+        correction_rates = np.concatenate((rates, [rates[0], largest]))
+        harm_rates = np.concatenate((rates, [0.0, rates[-1]])) + drop
+        deviation = np.sqrt(n * correction_rates * (1 - correction_rates))
+        first = np.maximum(np.floor(n * correction_rates - 6 * deviation) - 3, 0).astype(np.int64)
+        last = np.minimum(np.ceil(n * correction_rates + 6 * deviation) + 12, n).astype(np.int64)
+        lengths = last - first + 1
+        self.starts = np.cumsum(lengths) - lengths
+        self.corrections = np.arange(lengths.sum()) + np.repeat(first - self.starts, lengths)
+        self.weights = binom.pmf(self.corrections, n, np.repeat(correction_rates, lengths))
+        self.left_out = 1 - np.add.reduceat(self.weights, self.starts)
+        self.harm_shares = np.repeat(np.minimum(harm_rates / (1 - correction_rates), 1.0), lengths)
+
+    def upper_bound(self, allowed: np.ndarray) -> float:
+        """Of the probability of `{h ≤ allowed[c]}`, over all rates; what is left out of the sums counts as inside."""
+        others = self.num_samples - self.corrections  # images that are not corrected
+        within = bdtr(np.minimum(allowed[self.corrections], others).astype(np.float64), others, self.harm_shares)
+        probabilities = np.add.reduceat(self.weights * within, self.starts) + self.left_out
+        inner, ends = probabilities[:-2], probabilities[-2:]
+        rest = np.maximum(inner - self.of_harm, 0)
+        largest = np.maximum(rest[:-1], rest[1:])
+        root = (self.curvature + np.sqrt(self.curvature**2 + 4 * largest)) / 2  # √E
+        between = np.maximum(inner[:-1], inner[1:]) + self.curvature * root
+        return float(max(between.max(), ends.max()))
 
 
 def harm_p_value(harms: int, num_samples: int, max_accuracy_drop: float) -> float:
@@ -362,52 +546,32 @@ def harm_p_value(harms: int, num_samples: int, max_accuracy_drop: float) -> floa
     return float(binom.cdf(harms, num_samples, max_accuracy_drop))
 
 
-def difference_p_value(harms: float, corrections: float, num_samples: float, max_accuracy_drop: float) -> float:
-    """P-value of the hypothesis that the drop is above `max_accuracy_drop`, from the paired differences themselves.
-
-    Let d_i be 1 where the exit taken corrects the last one, −1 where it harms, else 0, and δ the allowed drop. A
-    gambler who stakes a share λ of the capital on every image ends with `K(λ) = Π (1 + λ·(d_i + δ))`; where the drop
-    is above δ, its expectation is at most 1 for every λ in [0, 1/(1 − δ)), and so is that of a mixture over λ. By
-    Markov's inequality 1/K is a p-value (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
-    betting", 2024, with constant bets, so that the order of the images does not matter).
-    """
-    log_capital = _log_capital(harms, corrections, num_samples, max_accuracy_drop)
-    return float(np.exp(min(0.0, np.log(len(log_capital)) - logsumexp(log_capital))))
-
-
-def _log_capital(harms: float, corrections: float, num_samples: float, drop: float) -> np.ndarray:
-    """Logarithm of K(λ) for each λ of a grid, of which 0 is the first."""
-    stakes = np.linspace(0, 1, 101)[:-1] / (1 - drop)  # the last one would be ruined by a single harm
-    return (
-        harms * np.log1p(stakes * (drop - 1))
-        + (num_samples - harms - corrections) * np.log1p(stakes * drop)
-        + corrections * np.log1p(stakes * (drop + 1))
-    )
-
-
 def required_sample_size(
     harm_rate: float, max_accuracy_drop: float, confidence: float, *, bound: str = "harm", correction_rate: float = 0.0
 ) -> int | None:
     """The fewest images that certify a drop, if these shares of them are harmed and corrected; None if none can.
 
-    By the harm rate, k harms need n_k images, and k/n_k grows with k towards the allowed drop. By the difference,
-    the capital of [`difference_p_value`] grows with the images, each counted with the shares, or it does not grow.
+    By the harm rate, k harms need n_k images, and k/n_k grows with k towards the allowed drop. By the difference it is
+    an estimate: the score grows as √n, up to the critical one, which hardly depends on n and is taken at 1,000 images
+    at most; never fewer than without harm, nor more than by the harm rate.
     """
-    if bound == "difference":
-        if _log_capital(harm_rate, correction_rate, 1, max_accuracy_drop).max() <= 0:
-            return None
-        return _smallest(
-            lambda n: difference_p_value(harm_rate * n, correction_rate * n, n, max_accuracy_drop) <= 1 - confidence
-        )
-    if harm_rate >= max_accuracy_drop:
-        return None
 
     def size_for(harms: int) -> int:
         return _smallest(lambda n: harm_p_value(harms, n, max_accuracy_drop) <= 1 - confidence)
 
-    if harm_rate == 0:
-        return size_for(0)
-    return size_for(_smallest(lambda harms: harms >= harm_rate * size_for(harms)))
+    fewest, by_harm = size_for(0), None
+    if harm_rate < max_accuracy_drop:
+        by_harm = fewest if harm_rate == 0 else size_for(_smallest(lambda k: k >= harm_rate * size_for(k)))
+    if bound == "harm" or by_harm == fewest or harm_rate >= max_accuracy_drop + correction_rate:
+        return by_harm
+    score = _score(harm_rate, correction_rate, 1, max_accuracy_drop)  # of one image; that of n is √n times as large
+    level = 1 - confidence
+    about = (norm.ppf(level) / score) ** 2
+    num_samples = max(fewest, min(math.ceil(about), 1000))
+    harms = most_harms(num_samples, max_accuracy_drop, confidence, "harm")[0]
+    critical = _critical_score(num_samples, max_accuracy_drop, level, int(harms))
+    needed = max(fewest, math.ceil((critical / score) ** 2)) if math.isfinite(critical) else by_harm
+    return needed if by_harm is None or needed is None else min(needed, by_harm)
 
 
 def _smallest(holds: Callable[[int], bool]) -> int:

@@ -18,6 +18,7 @@ from modeling_mevit.data.identity import (
     image_hashes,
     is_local,
     public_name,
+    select_independent,
 )
 
 
@@ -59,6 +60,14 @@ def test_digests_are_short_and_tell_images_again():
     assert count_known(HASHES[10:], encoded) == 0
     assert count_known([HASHES[0], HASHES[0], HASHES[19]], encoded) == 2
     assert encode_digests([]) == "" and count_known(HASHES, "") == 0
+
+
+def test_independent_images_are_the_first_of_each_content_that_did_not_train():
+    hashes = [HASHES[number] for number in (0, 1, 0, 2, 1, 3, 3)]
+    assert select_independent(hashes, None) == ([0, 1, 3, 5], 3, 0)
+    assert select_independent(hashes, encode_digests([HASHES[1], HASHES[9]])) == ([0, 3, 5], 2, 2)
+    assert select_independent(hashes, encode_digests(HASHES)) == ([], 0, 7)
+    assert select_independent([], None) == ([], 0, 0)
 
 
 def test_a_digest_is_compared_as_a_whole():

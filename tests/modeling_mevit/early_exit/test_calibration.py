@@ -3,12 +3,14 @@
 """Calibration on synthetic exits whose true accuracies are known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
 from modeling_mevit import MEViTConfig
+from modeling_mevit.data.identity import encode_digests
 from modeling_mevit.early_exit.calibration import (
     CalibrationResult,
     CalibrationTarget,
@@ -16,14 +18,15 @@ from modeling_mevit.early_exit.calibration import (
     calibrate,
     calibrate_predictions,
     cheapest_within_drop,
-    difference_p_value,
+    check_sample_size,
     fixed_sequence_test,
     harm_p_value,
-    p_value,
+    most_harms,
     required_sample_size,
     shared_thresholds,
     threshold_grid,
 )
+from modeling_mevit.early_exit.evaluation import count_calibration_images
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
 from tests.helpers.datasets import RandomImages
 from tests.helpers.models import TINY, tiny_model
@@ -101,16 +104,43 @@ def test_budgets_are_kept_and_used():
 def test_p_values_by_hand():
     assert harm_p_value(0, 299, 0.01) <= 0.05 < harm_p_value(0, 298, 0.01)
     assert harm_p_value(3, 500, 0.01) == pytest.approx(binom.cdf(3, 500, 0.01))
-    # one stake of 0.5, written out, is one of the gambler's
-    stakes = np.linspace(0, 1, 101)[:-1] / 0.99
-    capital = ((1 - stakes * 0.99) ** 2 * (1 + stakes * 0.01) ** 95 * (1 + stakes * 1.01) ** 3).mean()
-    assert difference_p_value(2, 3, 100, 0.01) == pytest.approx(min(1, 1 / capital))
-    assert difference_p_value(50, 0, 100, 0.01) == 1
+
+
+def test_harm_allows_what_the_binomial_tail_allows():
+    for num_samples, drop in ((298, 0.01), (299, 0.01), (1500, 0.02)):
+        allowed = most_harms(num_samples, drop, 0.95, "harm")
+        assert len(allowed) == num_samples + 1 and len(set(allowed)) == 1
+        assert binom.cdf(allowed[0], num_samples, drop) <= 0.05 < binom.cdf(allowed[0] + 1, num_samples, drop)
+
+
+def exact_size(allowed: np.ndarray, drop: float, correction_rate: float) -> float:
+    """Probability that a drop is certified that is just not allowed, summed over all numbers of corrections."""
+    num_samples, corrections = len(allowed) - 1, np.arange(len(allowed))
+    others = num_samples - corrections
+    share = min((correction_rate + drop) / (1 - correction_rate), 1.0)
+    harms_allowed = binom.cdf(np.minimum(allowed, others), others, share)
+    return float(binom.pmf(corrections, num_samples, correction_rate) @ harms_allowed)
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "drop", "confidence"),
+    [(299, 0.01, 0.95), (400, 0.02, 0.95), (800, 0.005, 0.95), (150, 0.1, 0.8), (60, 0.3, 0.4), (30, 0.3, 0.9)],
+)
+def test_the_difference_is_valid_at_every_rate_and_never_below_harm(num_samples, drop, confidence):
+    """Between the rates that the test itself computes, too."""
+    allowed, by_harm = (most_harms(num_samples, drop, confidence, bound) for bound in ("difference", "harm"))
+    assert (allowed >= by_harm).all() and (np.diff(allowed) >= 0).all() and allowed[0] == by_harm[0]
+    largest = (1 - drop) / 2
+    rates = np.concatenate(([0, largest], np.geomspace(1e-8, largest, 300), np.linspace(0, largest, 300)))
+    sizes = [exact_size(allowed, drop, rate) for rate in rates]
+    assert max(sizes) <= 1 - confidence
+    if confidence == 0.95:
+        assert max(sizes) > 0.045  # and not slack
 
 
 def test_corrections_certify_what_the_harm_rate_cannot():
-    assert harm_p_value(25, 1000, 0.02) > 0.5
-    assert difference_p_value(25, 35, 1000, 0.02) < 0.05 < difference_p_value(25, 10, 1000, 0.02)
+    allowed = most_harms(1000, 0.02, 0.95, "difference")
+    assert most_harms(1000, 0.02, 0.95, "harm")[0] < 13 == allowed[2] and allowed[10] < 25 < allowed[35]
 
 
 def test_required_sample_size():
@@ -121,11 +151,21 @@ def test_required_sample_size():
     fewer = range(1, needed)
     assert not any(harm_p_value(math.ceil(0.005 * images), images, 0.01) <= 0.05 for images in fewer)
 
-    rates = {"bound": "difference", "correction_rate": 0.02}
-    needed = required_sample_size(0.025, 0.01, 0.95, **rates)
-    assert difference_p_value(0.025 * needed, 0.02 * needed, needed, 0.01) <= 0.05
-    assert difference_p_value(0.025 * (needed - 1), 0.02 * (needed - 1), needed - 1, 0.01) > 0.05
-    assert required_sample_size(0.03, 0.01, 0.95, **rates) is None
+
+def test_required_sample_size_by_the_difference_is_about_right():
+    def certify(images: int, harm_rate: float, correction_rate: float) -> bool:
+        allowed = most_harms(images, 0.02, 0.95, "difference")
+        return round(harm_rate * images) <= allowed[round(correction_rate * images)]
+
+    for harm_rate, correction_rate in ((0.015, 0.01), (0.03, 0.025), (0.01, 0.01)):
+        rates = {"bound": "difference", "correction_rate": correction_rate}
+        needed = required_sample_size(harm_rate, 0.02, 0.95, **rates)
+        assert not certify(int(0.8 * needed), harm_rate, correction_rate)
+        assert certify(int(1.2 * needed), harm_rate, correction_rate)
+        assert needed <= (required_sample_size(harm_rate, 0.02, 0.95) or math.inf)
+    assert required_sample_size(0.03, 0.01, 0.95, bound="difference", correction_rate=0.02) is None
+    # without corrections, and without harm, it is the harm rate's
+    assert required_sample_size(0.0, 0.02, 0.95, bound="difference", correction_rate=0.01) == 149
 
 
 @pytest.mark.slow
@@ -169,10 +209,7 @@ def many_exits(images: int, seed: int, harm: float, correction: float) -> ExitPr
 @pytest.mark.one_major
 @pytest.mark.parametrize(("bound", "harm", "correction"), [("harm", 0.021, 0.0), ("difference", 0.051, 0.03)])
 def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, correction):
-    """Every threshold loses 2.1 %, so each certificate of 2 % is wrong. Searching for one that passes finds it.
-
-    (By the exact bound at least; the betting bound is too careful for that.)
-    """
+    """Every threshold loses 2.1 %, so each certificate of 2 % is wrong. Searching for one that passes finds it."""
     sequence = [[1.0 if place == only else 0.0 for place in range(20)] for only in range(20)]
     target = CalibrationTarget(max_accuracy_drop=0.02, confidence=0.95, bound=bound)
     in_turn = searched = 0
@@ -180,14 +217,15 @@ def test_stopping_at_the_first_failure_is_what_keeps_the_promise(bound, harm, co
         exits = many_exits(600, seed, harm, correction)
         in_turn += fixed_sequence_test(exits, "margin", sequence, target)[0] is not None
         points = [exits.simulate("margin", thresholds) for thresholds in sequence]
-        searched += any(p_value(point, 0.02, bound) <= 0.05 for point in points)
-    assert in_turn <= 33
-    assert bound == "difference" or searched > 66
+        allowed = most_harms(600, 0.02, 0.95, bound)
+        searched += any(point.harms <= allowed[point.corrections] for point in points)
+    assert in_turn <= 33 and searched > 66
 
 
-@pytest.mark.parametrize(("bound", "fewest"), [("harm", 299), ("difference", 452)])
-def test_fewer_images_than_a_bound_needs_certify_nothing(bound, fewest):
+@pytest.mark.parametrize("bound", ["harm", "difference"])
+def test_fewer_images_than_a_bound_needs_certify_nothing(bound):
     """The first thresholds of the grid let no image go, so that nothing is corrected there."""
+    fewest = 299
     target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95, bound=bound)
 
     def result(images: int) -> CalibrationResult:
@@ -199,6 +237,10 @@ def test_fewer_images_than_a_bound_needs_certify_nothing(bound, fewest):
     assert failed.operating_point is None and failed.first_failure.harms == 0
     assert failed.required_sample_size == fewest
     assert result(fewest).operating_point.cost == 0.5
+    check_sample_size(fewest, target)
+    message = "at least 299 images are needed to certify a drop of at most 1.00% with probability 95%, .* got 298"
+    with pytest.raises(ValueError, match=message):
+        check_sample_size(fewest - 1, target)
 
 
 def test_nothing_is_chosen_where_no_image_leaves():
@@ -270,7 +312,7 @@ def test_calibrates_a_model_and_writes_into_its_config(tmp_path):
     expected = calibrate_predictions(
         predict_exits(model, images), CalibrationTarget(max_cost=0.75), policy="confidence", num_labels=5
     )
-    assert result == expected and result.operating_point.cost <= 0.75
+    assert result == replace(expected, made_for=model.made_for()) and result.operating_point.cost <= 0.75
     assert model.config.early_exit is False  # nothing is written unasked
 
     result.apply_to(model.config)
@@ -305,6 +347,61 @@ def test_the_report_tells_the_certificate_and_what_failed():
 class FromTraining(RandomImages):
     def describe(self):
         return {"name": "photos", "split": "train", "half": None, "sha256": "", "image_digests": ""}
+
+
+class NeverRead(RandomImages):
+    def __getitem__(self, index):
+        raise AssertionError("an image was read")
+
+
+def test_too_few_images_are_told_before_the_model_runs():
+    target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95)
+    with pytest.raises(ValueError, match="at least 299 images are needed .* got 267"):
+        calibrate(tiny_model(), NeverRead(267), target)
+    with pytest.raises(ValueError, match="at least 299 images are needed .* got 36"):
+        calibrate(tiny_model(), Copied(360, different=36), target)  # copies are no evidence
+
+
+class Copied(RandomImages):
+    """The same few images again and again, under other labels, of a data set that tells which they are."""
+
+    def __init__(self, count: int, different: int):
+        super().__init__(count)
+        self.image_hashes = [f"{index % different:064x}"[::-1] for index in range(count)]
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixel_values[index], "labels": index // 7 % 5}
+
+    def describe(self):
+        digests = encode_digests(self.image_hashes)
+        return {"name": "photos", "split": "validation", "half": None, "sha256": "0", "image_digests": digests}
+
+
+def test_copies_count_once_and_training_images_never():
+    model, images, target = tiny_model(), Copied(30, different=10), CalibrationTarget(max_cost=0.9)
+    result = calibrate(model, images, target)
+    assert result.operating_point.num_samples == 10
+    assert (result.dropped_copies, result.dropped_training_images) == (20, 0)
+    first = [images[index] for index in range(10)]  # with the label of the first copy
+    expected = calibrate(model, first, target)
+    assert result.operating_point == expected.operating_point
+    assert expected.data is None and expected.dropped_copies == 0  # nothing tells what a list holds
+
+    model.config.training_images = encode_digests(images.image_hashes[:4])
+    result = calibrate(model, images, target)
+    assert result.operating_point.num_samples == 6
+    assert str(result).startswith(
+        "Not counted: 12 images that are copies of others.\nNot counted: 12 images that trained the model.\n"
+    )
+    result.apply_to(model.config)
+    data = model.config.calibration["data"]
+    assert (data["dropped_copies"], data["dropped_training_images"]) == (12, 12)
+    assert data["image_digests"] == encode_digests(images.image_hashes[4:10])
+    assert count_calibration_images(model.config, images) == 18
+
+    model.config.training_images = encode_digests(images.image_hashes)
+    with pytest.raises(ValueError, match="needs images that did not train the model, and all 30 given ones did"):
+        calibrate(model, images, target)
 
 
 def test_calls_that_cannot_work_are_named():

@@ -1,5 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import json
 
 import numpy as np
@@ -7,12 +8,16 @@ import pytest
 import torch
 
 from modeling_mevit.data.identity import encode_digests, fingerprint
+from modeling_mevit.data.image_dataset import DataSource, ImageClassificationDataset
+from modeling_mevit.data.image_processing import image_processor_for
+from modeling_mevit.early_exit.calibration import CalibrationTarget, calibrate
 from modeling_mevit.early_exit.cost import static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes, classifier_accuracy, evaluate
 from modeling_mevit.early_exit.metrics import auroc_per_exit
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
 from tests.helpers.datasets import RandomImages
+from tests.helpers.images import noise, write_image
 from tests.helpers.models import tiny_model
 
 
@@ -94,6 +99,29 @@ def test_images_that_chose_the_thresholds_are_refused():
     del model.config.calibration["data"]["image_digests"]
     with pytest.raises(ValueError, match="6 of these 6 images chose the thresholds"):
         evaluate(model, seen)
+
+
+def test_images_that_chose_the_thresholds_are_recognised_in_other_folders(tmp_path):
+    """By content alone: under other names and classes, in another split, among others."""
+    model = tiny_model()
+    for number in range(6):
+        write_image(tmp_path / "before" / "validation" / "a" / f"{number}.png", noise(20, 20, seed=number))
+        write_image(tmp_path / "after" / "test" / "b" / f"new-{number}.png", noise(20, 20, seed=100 + number))
+    for number in range(20):
+        for folder, label in itertools.product(("before", "after"), "ab"):
+            image = noise(20, 20, seed=[number, ord(label)])
+            write_image(tmp_path / folder / "train" / label / f"{number}.png", image)
+    processor = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+
+    def images(name: str, split: str) -> ImageClassificationDataset:
+        return DataSource(tmp_path / name, split).load({"a": 0, "b": 1}, processor)
+
+    calibrate(model, images("before", "validation"), CalibrationTarget(max_cost=0.9)).apply_to(model.config)
+    assert evaluate(model, images("after", "test")).calibration_images == 0
+    moved = tmp_path / "before" / "validation" / "a" / "3.png"
+    moved.rename(tmp_path / "after" / "test" / "b" / "unseen.png")
+    with pytest.raises(ValueError, match="1 of these 7 images chose the thresholds"):
+        evaluate(model, images("after", "test"))
 
 
 @torch.no_grad()
