@@ -2,18 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of a multi-exit Vision Transformer."""
 
+import hashlib
+import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
+import torch
 from transformers import ViTConfig
+from transformers.activations import ACT2FN
 
 from .exit_policy_mevit import EXIT_POLICIES
 
 
 UNCERTAINTY_INPUTS = ("probabilities", "logits")
+# What shapes the answers and cannot be told from the weights alone, so that an edit of config.json would go unseen.
+ARCHITECTURE_FIELDS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "qkv_bias",
+    "exit_layers",
+    "uncertainty_input",
+)
 
 
 class MEViTConfig(ViTConfig):
@@ -30,8 +48,10 @@ class MEViTConfig(ViTConfig):
         exit_thresholds: a sample leaves at an early exit whose score is under its threshold: one number for all early
             exits, or one for each, the last exit having none. Calibration chooses them.
         early_exit: whether `model(pixel_values)` in eval mode lets samples leave early.
-        calibration: how the thresholds were chosen and what they gave, as `CalibrationResult.apply_to` writes it. The
-            model itself does not read it.
+        calibration: how the thresholds were chosen, what they gave and what that was found for, as
+            `CalibrationResult.apply_to` writes it. Early exit does not read it; `model.certificate` does.
+        training_images: which images trained the model: the first 6 bytes of the SHA-256 of each one's file, sorted,
+            in base64. `training/train.py` writes it. The model itself does not read it.
         kwargs: the arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
 
     Raises:
@@ -70,8 +90,13 @@ class MEViTConfig(ViTConfig):
         exit_thresholds: list[float] | float | None = None,
         early_exit: bool = False,
         calibration: dict[str, Any] | None = None,
+        training_images: str | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs.pop("architecture_digest", None)  # of `to_dict`, which takes it anew
+        _check_fields({**kwargs, "early_exit": early_exit, "calibration": calibration})
+        if exit_layers is not None:
+            _check_fields({"exit_layers": exit_layers})
         super().__init__(**kwargs)  # type: ignore[no-untyped-call, unused-ignore]
         if exit_layers is None:
             exit_layers = _default_exit_layers(self.num_hidden_layers)
@@ -81,17 +106,24 @@ class MEViTConfig(ViTConfig):
         self.exit_thresholds = exit_thresholds
         self.early_exit = early_exit
         self.calibration = calibration
+        self.training_images = training_images
         self.validate()
 
     def validate(self) -> None:
         """Raises a `ValueError` if fields allow no model. Models call it too, since fields can be set later."""
+        _check_fields(vars(self))
         _check_exit_layers(self.exit_layers, self.num_hidden_layers)
         _check_choice("uncertainty_input", self.uncertainty_input, UNCERTAINTY_INPUTS)
         _check_choice("exit_policy", self.exit_policy, EXIT_POLICIES)
+        _check_training_images(self.training_images)
         _check_choice("problem_type", self.problem_type, (None, "single_label_classification"))
         if self.exit_policy == "margin" and self.num_labels < 2:
             raise ValueError(f"exit_policy='margin' needs at least 2 labels, got num_labels={self.num_labels}.")
         _check_grid(self.image_size, self.patch_size)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size={self.hidden_size}, got {self.num_attention_heads}."
+            )
         if self.exit_thresholds is None and not self.early_exit:
             return
         thresholds = self.resolve_exit_thresholds()
@@ -110,14 +142,15 @@ class MEViTConfig(ViTConfig):
         """
         num_early = len(self.exit_layers) - 1
         given: Any = self.exit_thresholds if override is None else override
+        given = given.tolist() if hasattr(given, "tolist") else given  # an array's or a tensor's numbers
         if given is None:
             raise ValueError(
                 f"early exit needs exit_thresholds, {num_early} numbers; neither the call nor the config has any. "
                 f"`mevit calibrate` chooses them."
             )
-        thresholds = [given] * num_early if isinstance(given, Real) else list(given)
-        are_numbers = all(isinstance(one, Real) and not math.isnan(one) for one in thresholds)
-        if len(thresholds) != num_early or not are_numbers:
+        thresholds: Any = [given] * num_early if isinstance(given, Real) else given
+        is_list = isinstance(thresholds, list | tuple) and len(thresholds) == num_early
+        if not is_list or not all(isinstance(one, Real) and not math.isnan(one) for one in thresholds):
             raise ValueError(
                 f"exit_thresholds must be one number, or {num_early} for exits {self.exit_layers}, one for each but "
                 f"the last; got {given}."
@@ -129,12 +162,44 @@ class MEViTConfig(ViTConfig):
             )
         return [float(one) for one in thresholds]
 
+    def made_for(self) -> dict[str, Any]:
+        """What a calibration of this config holds for: `exit_layers`, and `architecture`, the digest of its fields."""
+        return {"exit_layers": list(self.exit_layers), "architecture": architecture_digest(self.to_dict())}
+
+    def calibration_mismatches(self) -> list[str]:
+        """What differs from what the calibration was made for, as far as a config tells; empty where nothing does."""
+        calibration = self.calibration or {}
+        point = calibration.get("operating_point")
+        differing = []
+        if point and point.get("policy") != self.exit_policy:
+            differing.append(f"exit_policy is {self.exit_policy!r}, not {point.get('policy')!r}")
+        if point and self.exit_thresholds is None:
+            differing.append("exit_thresholds are gone")
+        elif point and point.get("thresholds") != (thresholds := self.resolve_exit_thresholds()):
+            differing.append(f"exit_thresholds are {thresholds}, not {point.get('thresholds')}")
+        found = self.made_for()
+        made_for = {**found, **(calibration.get("made_for") or {})}
+        if found["exit_layers"] != made_for["exit_layers"]:
+            differing.append(f"exit_layers are {self.exit_layers}, not {made_for['exit_layers']}")
+        elif found["architecture"] != made_for["architecture"]:
+            differing.append(f"fields of the architecture ({', '.join(ARCHITECTURE_FIELDS)}) have other values")
+        return differing
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and the digest of those that the weights cannot tell."""
+        fields: dict[str, Any] = super().to_dict()
+        return {**fields, "architecture_digest": architecture_digest(fields)}
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """The config that a `config.json` holds; Transformers only warns if it is another model's.
 
         Raises:
-            ValueError: if it is another model's, or that of a MEViT whose predictor is of a retired kind.
+            ValueError: if it is another model's, that of a MEViT whose predictor is of a retired kind, or malformed.
+
+        Warns:
+            UserWarning: if fields of the architecture were edited since it was written, or what a certificate was
+                made for.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -142,7 +207,24 @@ class MEViTConfig(ViTConfig):
                 f"model_type of a checkpoint must be {cls.model_type!r}, got {model_type!r}; "
                 f"MEViTForImageClassification.from_vit starts from a plain ViT."
             )
-        return super().from_dict(_without_retired_fields(config_dict), **kwargs)
+        _check_fields(config_dict)
+        fields = _without_retired_fields(config_dict)
+        written = fields.pop("architecture_digest", None)
+        if written is not None:
+            as_read = super().from_dict(fields).to_dict()  # arguments of the call are no edits of the file
+            if as_read["architecture_digest"] != written:
+                values = ", ".join(f"{name}={as_read[name]!r}" for name in ARCHITECTURE_FIELDS)
+                warnings.warn(
+                    f"fields of the architecture in config.json were edited since the checkpoint was written, so its "
+                    f"weights may give other answers. They now say {values}. Restore them, or save the model again if "
+                    f"this is what it should be.",
+                    stacklevel=2,
+                )
+        loaded = super().from_dict(fields, **kwargs)
+        config: MEViTConfig = loaded[0] if isinstance(loaded, tuple) else loaded
+        if is_certified(config.calibration) and (differing := config.calibration_mismatches()):
+            warnings.warn(certificate_is_gone(differing), stacklevel=2)
+        return loaded
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
@@ -157,9 +239,32 @@ class MEViTConfig(ViTConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
 
+def architecture_digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256, shortened, of the fields of a config that the weights cannot tell (`ARCHITECTURE_FIELDS`)."""
+    text = json.dumps([[name, fields[name]] for name in ARCHITECTURE_FIELDS])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def is_certified(calibration: dict[str, Any] | None) -> bool:
+    """Whether a calibration was made with a confidence."""
+    return ((calibration or {}).get("target") or {}).get("confidence") is not None
+
+
+def certificate_is_gone(differing: Iterable[str]) -> str:
+    """What tells that a certificate no longer holds, and why."""
+    return (
+        f"the certificate of early exit is gone: {'; '.join(differing)}. Early exit still runs, but nothing is "
+        f"promised of it; `mevit calibrate` certifies it again."
+    )
+
+
 def validate_config_fields(config_class: type[ViTConfig], settings: Iterable[str]) -> None:
     """Raises a `ValueError` if a name is not a field of a config: Transformers would silently add it as one."""
-    known = {*config_class().to_dict(), "num_labels", "attn_implementation"} - {"dtype", "torch_dtype"}
+    known = {*config_class().to_dict(), "num_labels", "attn_implementation"} - {
+        "dtype",
+        "torch_dtype",
+        "architecture_digest",
+    }
     unknown = sorted(set(settings) - known)
     if unknown:
         raise ValueError(
@@ -179,6 +284,74 @@ def _check_exit_layers(exit_layers: list[int], depth: int) -> None:
 def _check_choice(name: str, given: str | None, allowed: tuple[str | None, ...]) -> None:
     if given not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {given!r}.")
+
+
+def _check_training_images(encoded: Any) -> None:
+    if encoded is not None and not (isinstance(encoded, str) and re.fullmatch(r"([A-Za-z0-9+/]{8})*", encoded)):
+        raise ValueError(
+            f"training_images must be base64 of 6 bytes for each image, 8 characters, or None; got {encoded!r:.60}."
+        )
+
+
+def _is_number(value: Any, least: float = 0.0, most: float = math.inf) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and least <= float(value) <= most
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_size(value: Any) -> bool:
+    return _is_count(value) or (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value)))
+
+
+def _is_dtype(value: Any) -> bool:
+    named = getattr(torch, value, None) if isinstance(value, str) else value
+    return value in (None, "auto") or isinstance(named, torch.dtype)
+
+
+def _is_calibration(value: Any) -> bool:
+    if value is None:
+        return True
+    parts = ("target", "operating_point", "data", "made_for", "promise", "measured")
+    return isinstance(value, dict) and all(isinstance(value.get(part), dict | None) for part in parts)
+
+
+_COUNT = (_is_count, "a whole number above 0")
+_SIZE = (_is_size, "a side in pixels, above 0, or [height, width]")
+_FLAG = (lambda value: isinstance(value, bool), "true or false")
+_SHARE = (lambda value: _is_number(value, most=1.0), "a number from 0 to 1")
+_NUMBER = (lambda value: _is_number(value) and math.isfinite(value), "a number of at least 0")
+# What a field must be, and the words for it: of what is given in Python, and of what a config.json holds.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "exit_layers": (lambda value: isinstance(value, list | tuple | range), "a list of layer numbers, ascending"),
+    "early_exit": _FLAG,
+    "calibration": (_is_calibration, "an object as `mevit calibrate` writes it"),
+    **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), _COUNT),
+    "num_channels": _COUNT,
+    "image_size": _SIZE,
+    "patch_size": _SIZE,
+    "qkv_bias": _FLAG,
+    "hidden_act": (lambda value: isinstance(value, str) and value in ACT2FN, "the name of an activation, as 'gelu'"),
+    "layer_norm_eps": _NUMBER,
+    "initializer_range": _NUMBER,
+    "hidden_dropout_prob": _SHARE,
+    "attention_probs_dropout_prob": _SHARE,
+    "id2label": (
+        lambda value: value is None or (isinstance(value, dict) and all(str(key).isdigit() for key in value)),
+        "an object from class numbers to names",
+    ),
+    "label2id": (lambda value: value is None or isinstance(value, dict), "an object from names to class numbers"),
+    "dtype": (_is_dtype, "the name of a precision, as 'float32'"),
+    "torch_dtype": (_is_dtype, "the name of a precision, as 'float32'"),
+}
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` for the first of some fields that is not of its kind."""
+    for name, (is_allowed, allowed) in _FIELDS.items():
+        if name in fields and not is_allowed(fields[name]):
+            raise ValueError(f"{name} must be {allowed}, got {fields[name]!r}.")
 
 
 def _check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> None:

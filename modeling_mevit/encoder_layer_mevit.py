@@ -9,6 +9,7 @@ whose names differ between its major versions 4 and 5.
 B samples, N tokens of width d, Q query tokens (those whose output is computed), H heads of width d/H.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -18,6 +19,8 @@ from transformers import ViTModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit.modeling_vit import ViTLayer, eager_attention_forward
 
+
+_HOOKING = threading.Lock()  # torch numbers hooks without one
 
 EncoderLayer: TypeAlias = Any  # a ViTLayer, whose modules' names no annotation knows in both major versions
 
@@ -72,17 +75,23 @@ def runs_whole(layer: EncoderLayer) -> bool:
 
 @contextmanager
 def recorded_attentions(layers: Iterable[EncoderLayer]) -> Iterator[list[Tensor]]:
-    """A list that gets the attention probabilities (B, H, N, N) of each layer that runs; needs eager attention."""
+    """A list that gets the attention probabilities (B, H, N, N) of each layer that this thread runs; needs eager
+    attention. Hooks see the calls of all threads."""
     attentions: list[Tensor] = []
-    hooks = [
-        layer_parts(layer).attention.register_forward_hook(lambda module, args, output: attentions.append(output[1]))
-        for layer in layers
-    ]
+    thread = threading.get_ident()
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if threading.get_ident() == thread:
+            attentions.append(output[1])
+
+    with _HOOKING:
+        hooks = [layer_parts(layer).attention.register_forward_hook(record) for layer in layers]
     try:
         yield attentions
     finally:
-        for hook in hooks:
-            hook.remove()
+        with _HOOKING:
+            for hook in hooks:
+                hook.remove()
 
 
 def project_keys_values(layer: EncoderLayer, hidden_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:

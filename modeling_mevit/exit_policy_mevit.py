@@ -13,6 +13,7 @@ from torch import Tensor
 
 
 EXIT_POLICIES = ("uncertainty", "confidence", "entropy", "margin", "patience")
+NO_LABEL = -1
 
 
 def confidence_score(logits: Tensor) -> Tensor:
@@ -81,6 +82,27 @@ def margin_score(logits: Tensor) -> Tensor:
     return 1 - (first - second)
 
 
+def exit_labels(exit_logits: Tensor) -> Tensor:
+    """What exits predict.
+
+    Args:
+        exit_logits: (..., L).
+
+    Returns:
+        (...), int64, from 0 to L − 1, and `NO_LABEL` where logits are not all finite: such an exit predicts nothing.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> exit_labels(torch.tensor([[0.0, 3.0], [torch.nan, 3.0]]))
+    tensor([ 1, -1])
+
+    ```
+    """
+    return exit_logits.argmax(-1).where(exit_logits.isfinite().all(-1), NO_LABEL)
+
+
 def label_streaks(labels: Tensor) -> Tensor:
     """How many exits in a row, up to each one, predict the same label.
 
@@ -139,7 +161,8 @@ def exit_scores(policy: str, exit_logits: Tensor, exit_uncertainty: Tensor | Non
         exit_uncertainty: (B, E), predicted, equation 3; only `"uncertainty"` needs it.
 
     Returns:
-        (B, E), float32, low if the exit is sure.
+        (B, E), float32, low if the exit is sure. NaN under `"patience"` where an exit's logits are not all finite:
+        that exit agrees with none.
 
     Raises:
         ValueError: if the policy is unknown, or `"uncertainty"` is given none.
@@ -164,7 +187,9 @@ def exit_scores(policy: str, exit_logits: Tensor, exit_uncertainty: Tensor | Non
     if policy == "margin":
         return margin_score(exit_logits)
     if policy == "patience":
-        return patience_score(label_streaks(exit_logits.argmax(-1)), num_exits=exit_logits.shape[1])
+        labels = exit_labels(exit_logits)
+        scores = patience_score(label_streaks(labels), num_exits=exit_logits.shape[1])
+        return scores.where(labels != NO_LABEL, torch.nan)
     raise ValueError(f"exit_policy must be one of {', '.join(map(repr, EXIT_POLICIES))}; got {policy!r}.")
 
 

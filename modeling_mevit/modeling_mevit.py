@@ -6,8 +6,11 @@ B samples, E exits in ascending order (the last one is the last encoder layer's)
 """
 
 import copy
+import hashlib
 import os
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .configuration_mevit import MEViTConfig
+from .configuration_mevit import MEViTConfig, certificate_is_gone, is_certified
 from .encoder_layer_mevit import (
     attention_outputs,
     encoder_layers,
@@ -27,7 +30,7 @@ from .encoder_layer_mevit import (
     recorded_attentions,
     runs_whole,
 )
-from .exit_policy_mevit import exit_scores, patience_score
+from .exit_policy_mevit import NO_LABEL, exit_labels, exit_scores, patience_score
 from .loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from .vit_backbone_mevit import load_backbone, patch_grid, read_vit
 
@@ -309,7 +312,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         samples = torch.arange(len(hidden_state), device=device)  # which ones are still in the batch
         if not len(samples):
             return MEViTOutput(logits=hidden_state.new_empty(0, config.num_labels), exit_layer=samples)
-        label = torch.full_like(samples, -1)  # that the exit before predicted, and how many in a row did
+        label = torch.full_like(samples, NO_LABEL)  # that the exit before predicted, and how many in a row did
         streak = torch.zeros_like(samples)
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
@@ -331,10 +334,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             if number == config.num_hidden_layers:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
             else:
-                previous, label = label, logits.argmax(-1)
+                previous, label = label, exit_labels(logits)
                 streak = torch.where(label == previous, streak + 1, 1)
                 score = self._score(logits, streak)
-                leaves = score < thresholds[config.exit_layers.index(number)]
+                # an exit whose logits are not all finite is never sure
+                leaves = (score < thresholds[config.exit_layers.index(number)]) & (label != NO_LABEL)
 
             if leaves.any():
                 left.append(samples[leaves])
@@ -374,6 +378,39 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         exit_logits = logits[:, None]
         uncertainty = self.uncertainty(exit_logits).to(logits.device) if policy == "uncertainty" else None
         return exit_scores(policy, exit_logits, uncertainty)[:, 0]
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}`.
+
+        None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
+        exits, fields of the architecture, the precision or the weights are not those of the calibration any more.
+        Reads all weights, which takes about a second for a ViT-B.
+        """
+        calibration = self.config.calibration
+        if calibration is None or not is_certified(calibration):
+            return None
+        differing = self.config.calibration_mismatches() + weight_mismatches(calibration, self.made_for())
+        if differing:
+            warnings.warn(certificate_is_gone(differing), stacklevel=2)
+            return None
+        target: dict[str, Any] = calibration["target"]
+        return dict(target)
+
+    def made_for(self) -> dict[str, Any]:
+        """What a calibration of this model holds for, as `config.calibration["made_for"]` keeps it.
+
+        Returns:
+            `exit_layers`; `architecture`, the digest of [`MEViTConfig`]; `dtype`; and `weights`, their digest, or None
+            where some are offloaded, so that it cannot be told.
+        """
+        weights = self.state_dict()
+        is_here = not any(tensor.is_meta for tensor in weights.values())
+        return {
+            **self.config.made_for(),
+            "dtype": _name_of(self.dtype),
+            "weights": weights_digest(weights.items()) if is_here else None,
+        }
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[arg-type, unused-ignore]
@@ -467,6 +504,55 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         model.load_state_dict({name: weights[name].clone() for name in model.state_dict()}, assign=True)
         model.train(self.training)
         return model
+
+
+def weights_digest(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256, shortened, of weights by name, precision, shape and bytes, whatever their order.
+
+    Args:
+        weights: of `state_dict()` or of a `model.safetensors`, whose names differ with Transformers' major version 5.
+    """
+    digests = []
+    for name, tensor in weights:
+        for pattern, written in _WRITTEN_NAMES:
+            name = re.sub(pattern, written, name)
+        described = hashlib.sha256(f"{name} {_name_of(tensor.dtype)} {list(tensor.shape)} ".encode())
+        described.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digests.append(described.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16]
+
+
+def weight_mismatches(calibration: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """What differs in precision or weights from what a calibration was made for; empty where nothing does.
+
+    Args:
+        calibration: of a config.
+        found: `dtype` and `weights`, as `MEViTForImageClassification.made_for` gives them.
+    """
+    made_for = calibration.get("made_for") or {}
+    if made_for.get("weights") is None:
+        return ["the calibration does not say which weights it was made for"]
+    if made_for["dtype"] != found["dtype"]:
+        return [f"the precision is {found['dtype']}, not {made_for['dtype']}"]
+    if found["weights"] is None:
+        return ["some weights are offloaded, so that it cannot be told whether they are those of the calibration"]
+    return [] if made_for["weights"] == found["weights"] else ["the weights are others"]
+
+
+# from names in memory to those on disk; both majors write the same ones
+_WRITTEN_NAMES = (
+    (r"^vit\.layers\.", "vit.encoder.layer."),
+    (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."),
+    (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cls_output(layer: nn.Module, hidden_state: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:

@@ -10,14 +10,21 @@ rendered again whenever one of these files changes.
 
 import json
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
+from safetensors import safe_open
 
+from ..atomic import write_text
 from ..configuration_mevit import MEViTConfig
+from ..early_exit.predictions import OperatingPoint
+from ..modeling_mevit import weights_digest
 from .tables import early_exit_sentence, markdown_table, measured_splits, results_table
 
 
@@ -48,7 +55,7 @@ def write_card(directory: str | PathLike[str]) -> bool:
     file = directory / "README.md"
     if not (directory / "metrics.json").is_file() and file.is_file() and NOTICE not in file.read_text("utf-8"):
         return False
-    file.write_text(render_card(directory), encoding="utf-8")
+    write_text(file, render_card(directory))
     return True
 
 
@@ -84,7 +91,7 @@ def render_card(directory: str | PathLike[str]) -> str:
         values |= {"results": results_table(metrics["exits"]), "training_curve": curve, **_training(metrics)}
     else:
         absent |= {"## Results", "## Training"}
-    calibration = _calibration(config)
+    calibration = _calibration(config, directory)
     if calibration:
         values |= _early_exit(calibration, config.exit_layers)
     else:
@@ -161,25 +168,43 @@ def _training(metrics: dict[str, Any]) -> dict[str, str]:
     return {"training": text, "recipe": markdown_table(("setting", "value"), recipe)}
 
 
-def _calibration(config: MEViTConfig) -> dict[str, Any] | None:
-    """The calibration that chose the config's thresholds; None where early exit is off or they were set by hand."""
-    if not (config.early_exit and config.calibration):
+def _calibration(config: MEViTConfig, directory: Path) -> dict[str, Any] | None:
+    """The calibration of what lies in a directory; None where early exit is off, or it was made for something else,
+    such as other thresholds, other exits or other weights."""
+    if not (config.early_exit and config.calibration) or config.calibration_mismatches():
         return None
-    point = config.calibration["operating_point"]
-    is_in_use = (point["policy"], point["thresholds"]) == (config.exit_policy, config.resolve_exit_thresholds())
-    return config.calibration if is_in_use else None
+    point = config.calibration.get("operating_point") or {}
+    lacking = [name for name in ("target", "data") if name not in config.calibration]
+    lacking += [field.name for field in fields(OperatingPoint) if field.name not in point]
+    if lacking:
+        raise ValueError(f"calibration of config.json must be as `mevit calibrate` writes it; it lacks {lacking[0]}.")
+    made_for = config.calibration.get("made_for") or {}
+    weights = sorted(directory.glob("model*.safetensors"))
+    if weights and made_for.get("weights"):
+        found = weights_digest(_tensors(weights, getattr(torch, made_for["dtype"])))
+        return config.calibration if found == made_for["weights"] else None
+    return config.calibration
+
+
+def _tensors(files: Iterable[Path], dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights by name, as a model of that precision has them in memory."""
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118, it is no dict
+                yield name, stored.get_tensor(name).to(dtype)
 
 
 def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str, Any]:
     """How the thresholds were chosen, and what is promised of them."""
     target, point, data = (calibration[key] for key in ("target", "operating_point", "data"))
+    made_for = calibration.get("made_for") or {}
     rows = zip(exit_layers, point["thresholds"], strict=False)  # the last exit has none
     digest = f"; SHA-256 of content and labels `{data['sha256'][:16]}…`" if data else ""
     return {
         "policy": point["policy"],
         "score": SCORES[point["policy"]],
         "thresholds": markdown_table(("exit", "threshold"), ((layer, f"{number:.6g}") for layer, number in rows)),
-        "target": _target(target),
+        "target": _target(target, made_for.get("dtype") if made_for.get("weights") else None),
         "calibration_data": _images(point["num_samples"], data, digest),
         "accuracy": f"{point['accuracy']:.1%}",
         "full_model_accuracy": f"{point['full_model_accuracy']:.1%}",
@@ -189,8 +214,9 @@ def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str
     }
 
 
-def _target(target: dict[str, Any]) -> str:
-    """What the thresholds were chosen for, and whether it is promised for other images."""
+def _target(target: dict[str, Any], dtype: str | None) -> str:
+    """What the thresholds were chosen for, and whether it is promised for other images: of these weights in a
+    precision, or of weights that the calibration does not tell, where `dtype` is None."""
     drop, confidence = target.get("max_accuracy_drop"), target.get("confidence")
     if drop is None:
         return (
@@ -202,10 +228,15 @@ def _target(target: dict[str, Any]) -> str:
             f"They give the lowest cost that loses at most {drop:.2%} in accuracy against the last exit on the "
             "calibration images. Nothing is promised for others."
         )
+    if dtype is None:
+        return (
+            f"They were certified for a loss of at most {drop:.2%} in accuracy against the last exit, but the "
+            "calibration does not say for which weights. Nothing is promised until it is run again."
+        )
     return (
         f"Certified: with probability {confidence:.0%} over the draw of the calibration images, early exit loses at "
         f"most {drop:.2%} in accuracy against the last exit on images like those ({target['bound']} bound), if those "
-        "images neither trained the model nor chose its recipe."
+        f"images neither trained the model nor chose its recipe. This holds for these weights in {dtype}."
     )
 
 

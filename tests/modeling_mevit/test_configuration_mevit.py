@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -64,6 +65,7 @@ def test_survives_saving(tmp_path):
         "exit_thresholds": [0.25],
         "early_exit": True,
         "calibration": {"operating_point": {"policy": "patience", "thresholds": [0.25]}},
+        "training_images": "AAECAwQFCgsMDQ4P",
         "image_size": [32, 48],
         "id2label": {0: "A320", 1: "A321"},
     }
@@ -101,6 +103,10 @@ def test_exit_layers_that_allow_no_model_are_refused(exit_layers):
             {"uncertainty_input": "patches"},
             "uncertainty_input must be one of 'probabilities', 'logits'; got 'patches'",
         ),
+        *(
+            ({"training_images": given}, f"training_images must be base64 of 6 bytes for each image.*; got {shown}")
+            for given, shown in [("AAECAwQ", "'AAECAwQ'"), ("AAECAwQ!", "'AAECAwQ!'"), (3, "3"), (["A"], r"\['A'\]")]
+        ),
         ({"exit_policy": "luck"}, "exit_policy must be one of 'uncertainty', .*'patience'; got 'luck'"),
         ({"exit_policy": "margin", "num_labels": 1}, "exit_policy='margin' needs at least 2 labels, got num_labels=1"),
         ({"image_size": 100}, "image_size must be a positive multiple of patch_size=16, got 100"),
@@ -116,6 +122,7 @@ def test_exit_layers_that_allow_no_model_are_refused(exit_layers):
         ({**TINY, "exit_thresholds": [None, 0.5]}, r"must be one number, or 2 .*; got \[None, 0.5\]"),
         ({**TINY, "exit_thresholds": [float("nan"), 0.5]}, r"must be one number, or 2 .*; got \[nan, 0.5\]"),
         ({**TINY, "exit_thresholds": "no"}, "must be one number, or 2 .*; got no"),
+        ({**TINY, "exit_thresholds": {0.1: 2, 0.5: 3}}, "must be one number, or 2 .*; got {0.1: 2, 0.5: 3}"),
         ({**TINY, "exit_thresholds": [float("-inf"), 0.5]}, "must be finite, since JSON has no infinity"),
         (
             {
@@ -233,3 +240,120 @@ def test_an_old_calibration_of_patience_is_converted(tmp_path):
 def test_the_config_of_another_model_is_refused():
     with pytest.raises(ValueError, match="model_type of a checkpoint must be 'mevit', got 'vit'; .*from_vit starts"):
         MEViTConfig.from_dict({"model_type": "vit", "hidden_size": 32})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("exit_layers", "six", "a list of layer numbers"),
+        ("exit_layers", 6, "a list of layer numbers"),
+        ("calibration", 3, "an object as `mevit calibrate` writes it"),
+        ("calibration", {"operating_point": [0.5]}, "an object as `mevit calibrate` writes it"),
+        ("early_exit", "yes", "true or false"),
+        ("hidden_size", "32", "a whole number above 0"),
+        ("num_hidden_layers", None, "a whole number above 0"),
+        ("num_attention_heads", 5, "divide hidden_size=32"),
+        ("patch_size", 0, "a side in pixels"),
+        ("image_size", [16, 16, 16], "a side in pixels"),
+        ("hidden_act", "gulu", "the name of an activation"),
+        ("layer_norm_eps", "small", "a number of at least 0"),
+        ("id2label", ["teal"], "an object from class numbers to names"),
+        ("dtype", "float99", "the name of a precision"),
+    ],
+)
+def test_malformed_fields_of_a_file_are_named(tmp_path, name, value, allowed):
+    with pytest.raises(ValueError, match=f"^{name} must .*{allowed}.*got") as error:
+        load(tmp_path, **{name: value})
+    assert "\n" not in str(error.value)
+
+
+def edit_file(directory, **changes):
+    file = directory / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 8},
+        {"hidden_act": "relu"},
+        {"layer_norm_eps": 1e-3},
+        {"uncertainty_input": "logits"},
+        {"num_hidden_layers": 3, "exit_layers": [2, 3]},
+    ],
+    ids=str,
+)
+def test_an_architecture_that_was_edited_by_hand_is_told(tmp_path, changes):
+    config = MEViTConfig(**TINY)
+    config.save_pretrained(tmp_path)
+    edit_file(tmp_path, **changes)
+    (name, value), *_ = changes.items()
+    with pytest.warns(UserWarning, match=f"config.json were edited since .* {name}={value!r}"):
+        loaded = AutoConfig.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path)  # on purpose, now
+    with warnings.catch_warnings(action="error"):
+        assert AutoConfig.from_pretrained(tmp_path).to_dict()[name] == value
+
+
+def test_an_architecture_that_was_changed_in_python_is_not_an_edit(tmp_path):
+    with warnings.catch_warnings(action="error"):
+        config = MEViTConfig(**TINY)
+        config.save_pretrained(tmp_path)
+        assert MEViTConfig.from_pretrained(tmp_path, num_attention_heads=8).num_attention_heads == 8
+        config.num_attention_heads, config.image_size = 8, (16, 32)
+        config.save_pretrained(tmp_path)
+        assert MEViTConfig.from_pretrained(tmp_path).num_attention_heads == 8
+        assert MEViTConfig(**{**config.to_dict(), "num_attention_heads": 4}).num_attention_heads == 4
+        edit_file(tmp_path, exit_thresholds=0.5, id2label={"0": "teal"}, label2id={"teal": 0})
+        assert MEViTConfig.from_pretrained(tmp_path).num_labels == 1  # weights or thresholds tell these
+
+
+def test_the_default_architecture_is_bound_too(tmp_path):
+    MEViTConfig().save_pretrained(tmp_path)
+    edit_file(tmp_path, num_attention_heads=8)
+    with pytest.warns(UserWarning, match="num_attention_heads=8"):
+        MEViTConfig.from_pretrained(tmp_path)
+
+
+def certified_config() -> MEViTConfig:
+    config = MEViTConfig(**TINY, exit_policy="margin", exit_thresholds=[0.25, 0.5], early_exit=True)
+    config.calibration = {
+        "target": {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"},
+        "operating_point": {"policy": "margin", "thresholds": [0.25, 0.5]},
+        "data": None,
+        "made_for": {**config.made_for(), "dtype": "float32", "weights": "0" * 16},
+    }
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"exit_thresholds": [0.25, 0.75]}, r"gone: exit_thresholds are \[0.25, 0.75\], not \[0.25, 0.5\]"),
+        ({"exit_thresholds": None, "early_exit": False}, "gone: exit_thresholds are gone"),
+        (
+            {"exit_policy": "entropy", "exit_thresholds": 1.0},
+            "gone: exit_policy is 'entropy', not 'margin'; exit_thresholds are",
+        ),
+        ({"exit_layers": [1, 3, 4]}, r"gone: exit_layers are \[1, 3, 4\], not \[2, 3, 4\]"),
+        ({"num_attention_heads": 8}, "gone: fields of the architecture"),
+    ],
+    ids=str,
+)
+def test_a_certificate_for_something_else_is_told_while_loading(tmp_path, changes, message):
+    config = certified_config()
+    config.save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error"):
+        assert not MEViTConfig.from_pretrained(tmp_path).calibration_mismatches()
+    edit_file(tmp_path, architecture_digest=None, **changes)
+    with pytest.warns(UserWarning, match=message):
+        MEViTConfig.from_pretrained(tmp_path)
+
+
+def test_thresholds_that_promise_nothing_can_be_edited(tmp_path):
+    config = certified_config()
+    config.calibration["target"] = {"max_cost": 0.7}
+    config.save_pretrained(tmp_path)
+    edit_file(tmp_path, exit_thresholds=0.75)
+    with warnings.catch_warnings(action="error"):
+        MEViTConfig.from_pretrained(tmp_path)

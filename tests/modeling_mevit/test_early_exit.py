@@ -131,6 +131,39 @@ def test_a_sample_without_a_score_goes_on(images):
     assert set(model(images, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
 
 
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@torch.no_grad()
+def test_an_image_that_is_no_number_runs_to_the_end(images, policy):
+    model = tiny_model(exit_policy=policy)
+    images[3, 0, 0, 0] = float("nan")
+    outputs = model(images, early_exit=True, exit_thresholds=2.0)
+    assert outputs.exit_layer[3] == 4 and outputs.logits[3].isnan().all()
+    assert set(outputs.exit_layer.tolist()) == {2, 4}
+
+
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@torch.no_grad()
+def test_an_exit_with_infinite_logits_is_never_sure(images, policy):
+    model = tiny_model(exit_policy=policy)
+    model.exits["2"].classifier.bias[1] = float("-inf")
+    model.uncertainty.weight.fill_(1.0)  # of −∞, an uncertainty of 0
+    assert set(model(images, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
+
+
+@torch.no_grad()
+def test_an_exit_that_is_no_number_agrees_with_none(images):
+    model = tiny_model(exit_policy="patience")
+    for exit_layer in ("2", "3", "4"):  # all would agree on class 0, as the place of a NaN
+        model.exits[exit_layer].classifier.weight.fill_(0)
+        model.exits[exit_layer].classifier.bias.copy_(torch.tensor([1.0, 0, 0, 0, 0]))
+    two_agree = 0.5
+    assert set(model(images, early_exit=True, exit_thresholds=two_agree).exit_layer.tolist()) == {3}
+    model.exits["2"].classifier.bias[0] = float("nan")
+    outputs = model(images, early_exit=True, exit_thresholds=two_agree)
+    assert_same(outputs, *reference(model, images, [two_agree] * 2))
+    assert set(outputs.exit_layer.tolist()) == {4}
+
+
 def test_the_config_turns_it_on_in_eval_mode_alone(images):
     model = tiny_model(exit_thresholds=0.5, early_exit=True)
     explicit = model(images, early_exit=True, exit_thresholds=[0.5, 0.5])

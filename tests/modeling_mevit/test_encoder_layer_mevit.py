@@ -1,5 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
@@ -9,6 +11,7 @@ from modeling_mevit.encoder_layer_mevit import (
     layer_outputs,
     layer_parts,
     project_keys_values,
+    recorded_attentions,
     runs_whole,
 )
 from tests.helpers.models import tiny_model
@@ -45,3 +48,21 @@ def test_a_hook_on_what_both_parts_call_lets_a_layer_run_in_parts(model):
     layer.layernorm_before.register_forward_hook(lambda *args: None)
     add_hook_to_module(layer_parts(layer).query, ModelHook())
     assert not runs_whole(layer)
+
+
+@torch.no_grad()
+def test_attentions_of_other_threads_are_not_recorded():
+    model = tiny_model(attn_implementation="eager")
+    layers = encoder_layers(model.vit)
+    state = torch.randn(2, 17, 32)
+
+    @torch.no_grad()
+    def run_all() -> None:
+        for layer in layers:
+            layer(state)
+
+    with recorded_attentions(layers) as attentions, ThreadPoolExecutor(1) as other:
+        other.submit(run_all).result()
+        assert not attentions
+        run_all()
+    assert len(attentions) == 4 and not any(runs_whole(layer) for layer in layers)

@@ -75,3 +75,13 @@ def test_the_first_exit_that_lets_a_sample_go_is_taken():
     leaves = torch.tensor([[True, True], [False, True], [False, False]])
     assert first_exit(leaves).tolist() == [0, 1, 2]
     assert first_exit(leaves[:, :0]).tolist() == [0, 0, 0]
+
+
+def test_an_exit_that_is_no_number_breaks_a_streak():
+    agree = torch.tensor([2.0, 1.0]).repeat(4, 1)
+    for value in (math.nan, math.inf, -math.inf):
+        logits = agree.clone()
+        logits[1, 1] = value
+        scores = exit_scores("patience", logits[None], None)[0]
+        assert scores.isnan().tolist() == [False, True, False, False]
+        assert scores[[0, 2, 3]].tolist() == [0.75, 0.75, 0.5]

@@ -1,14 +1,19 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
+from modeling_mevit.modeling_mevit import weights_digest
 from tests.helpers.models import TINY, tiny_model
 
 
@@ -283,3 +288,119 @@ def test_a_loaded_predictor_is_as_it_was_saved(tmp_path):
     loaded = MEViTForImageClassification.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded.uncertainty.weight, model.uncertainty.weight, rtol=0, atol=0)
     torch.testing.assert_close(loaded.uncertainty.bias, model.uncertainty.bias, rtol=0, atol=0)
+
+
+def certified_model() -> MEViTForImageClassification:
+    """A model with a certificate, and weights that are the same in every version of torch."""
+    model = MEViTForImageClassification(MEViTConfig(**TINY, exit_policy="margin", exit_thresholds=0.5)).eval()
+    with torch.no_grad():
+        for number, (_, parameter) in enumerate(sorted(weights_on_disk(model).items())):
+            parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) % 7 * 0.0625 - number * 0.015625)
+    model.config.early_exit = True
+    model.config.calibration = {
+        "target": {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"},
+        "operating_point": {"policy": "margin", "thresholds": [0.5, 0.5]},
+        "data": None,
+        "made_for": model.made_for(),
+    }
+    return model
+
+
+def weights_on_disk(model: MEViTForImageClassification) -> dict[str, torch.Tensor]:
+    """The model's weights under the names of files, which Transformers 5 changes in memory."""
+    names = {
+        "vit.layers.": "vit.encoder.layer.",
+        "attention.o_proj": "attention.output.dense",
+        "attention.q_proj": "attention.attention.query",
+        "attention.k_proj": "attention.attention.key",
+        "attention.v_proj": "attention.attention.value",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    }
+    weights = {}
+    for name, parameter in model.named_parameters():
+        for here, there in names.items():
+            name = name.replace(here, there)
+        weights[name] = parameter
+    return weights
+
+
+def test_a_certificate_holds_while_nothing_changes(tmp_path):
+    model = certified_model()
+    target = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert model.certificate == target
+        assert MEViTForImageClassification.from_pretrained(tmp_path).certificate == target
+    # of both major versions of Transformers, and of every other
+    assert model.made_for()["weights"] == "08a2bb0abe2aec79"
+    assert weights_digest(load_file(tmp_path / "model.safetensors").items()) == "08a2bb0abe2aec79"
+    assert tiny_model().certificate is None
+
+
+def change_a_weight(model):
+    with torch.no_grad():
+        next(model.exits["2"].parameters())[0] += 1e-3
+
+
+def swap_layers(model):
+    layers = encoder_layers(model.vit)
+    first, second = layers[1].state_dict(), copy.deepcopy(layers[2].state_dict())
+    layers[2].load_state_dict(first)
+    layers[1].load_state_dict(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model.config, "exit_thresholds", [0.5, 0.6]), r"exit_thresholds are \[0.5, 0.6\], not"),
+        (lambda model: setattr(model.config, "exit_policy", "entropy"), "exit_policy is 'entropy', not 'margin'"),
+        (lambda model: model.to(torch.bfloat16), "the precision is bfloat16, not float32"),
+        (change_a_weight, "the weights are others"),
+        (swap_layers, "the weights are others"),
+        (lambda model: model.config.calibration.pop("made_for"), "does not say which weights it was made for"),
+    ],
+    ids=["thresholds", "policy", "precision", "a weight", "layers", "older calibration"],
+)
+@torch.no_grad()
+def test_a_certificate_is_gone_with_what_it_was_made_for(pixel_values, change, message):
+    model = certified_model()
+    change(model)
+    with pytest.warns(UserWarning, match=f"certificate of early exit is gone: .*{message}"):
+        assert model.certificate is None
+    assert model(pixel_values).exit_layer is not None  # early exit still runs
+
+
+def test_an_edited_file_is_told_and_runs(tmp_path, pixel_values):
+    certified_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "exit_thresholds": [0.5, 0.7]}))
+    with pytest.warns(UserWarning, match="certificate of early exit is gone: exit_thresholds are"):
+        model = MEViTForImageClassification.from_pretrained(tmp_path)
+    assert model(pixel_values).exit_layer is not None
+    with pytest.warns(UserWarning, match="certificate of early exit is gone"):
+        assert model.certificate is None
+
+
+def test_a_cut_model_is_no_edit(tmp_path):
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        small = certified_model().truncate(3)
+        small.save_pretrained(tmp_path)
+        assert MEViTForImageClassification.from_pretrained(tmp_path).certificate is None
+
+
+@torch.no_grad()
+def test_attentions_of_two_threads_are_not_mixed():
+    model = tiny_model(attn_implementation="eager")
+    images = torch.randn(2, 1, 3, 16, 16)
+    expected = [model(one, output_attentions=True).attentions for one in images]
+
+    @torch.no_grad()
+    def run(place: int) -> list[tuple[torch.Tensor, ...]]:
+        return [model(images[place], output_attentions=True).attentions for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as threads:
+        for answers, attentions in zip(threads.map(run, range(2)), expected, strict=True):
+            for answer in answers:
+                assert len(answer) == 4
+                torch.testing.assert_close(answer, attentions)

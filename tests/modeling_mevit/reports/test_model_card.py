@@ -5,10 +5,12 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from modeling_mevit import MEViTConfig
 from modeling_mevit.reports.model_card import NOTICE, render_card, write_card
+from tests.helpers.models import tiny_model
 
 
 METRICS = {
@@ -171,7 +173,10 @@ def test_a_checkpoint_without_metrics(tmp_path):
     ],
 )
 def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promise, certified):
-    text = render_card(checkpoint(tmp_path, calibration={**CALIBRATION, "target": target}))
+    made_for = {"dtype": "float32", "weights": "0" * 16}
+    calibration = {**CALIBRATION, "target": target, "made_for": made_for}
+    text = render_card(checkpoint(tmp_path, calibration=calibration))
+    assert ("This holds for these weights in float32." in text) is certified
     assert headings(text)[:3] == ["org/mevit-grocery", "Results", "Early exit"]
     assert promise in text
     assert ("Nothing is promised for others." in text) is not certified and ("Certified" in text) is certified
@@ -182,6 +187,39 @@ def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promis
         "accuracy 52.0%,\nthat of the last exit 52.5%, mean cost 0.713" in text
     )
     assert "right on 3 of these images, and right where it is wrong on 2." in text
+
+
+CERTIFIED = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}
+
+
+def test_a_calibration_that_does_not_tell_its_weights_promises_nothing(tmp_path):
+    text = render_card(checkpoint(tmp_path, calibration={**CALIBRATION, "target": CERTIFIED}))
+    assert "Certified:" not in text and "Nothing is promised until it is run again." in text
+
+
+def test_other_weights_than_those_that_were_calibrated_are_promised_nothing(tmp_path):
+    model = tiny_model(exit_policy="margin", exit_thresholds=[0.25, 0.25], early_exit=True)
+    point = {**POINT, "thresholds": [0.25, 0.25], "exit_counts": {"2": 100, "3": 100, "4": 96}}
+    model.config.calibration = {
+        **CALIBRATION,
+        "target": CERTIFIED,
+        "operating_point": point,
+        "made_for": model.made_for(),
+    }
+    model.save_pretrained(tmp_path)
+    assert "Certified: with probability 95%" in render_card(tmp_path)
+    with torch.no_grad():
+        model.exits["2"].classifier.bias += 1
+    model.save_pretrained(tmp_path)
+    assert "ertified" not in render_card(tmp_path) and "Early exit" not in headings(render_card(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["target", "harms"])
+def test_a_calibration_with_a_part_missing_is_named(tmp_path, name):
+    point = {key: value for key, value in POINT.items() if key != name}
+    calibration = {key: value for key, value in CALIBRATION.items() if key != name} | {"operating_point": point}
+    with pytest.raises(ValueError, match=f"calibration of config.json must be as .*; it lacks {name}"):
+        render_card(checkpoint(tmp_path, calibration=calibration))
 
 
 def test_images_that_are_not_described(tmp_path):
