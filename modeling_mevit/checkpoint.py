@@ -4,16 +4,21 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
 
+from .atomic import staged
 from .configuration_mevit import MEViTConfig
 from .data.image_dataset import DataSource, ImageClassificationDataset
 from .modeling_mevit import MEViTForImageClassification
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from .onnx.runtime import MEViTCascade
 
 _COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the config
+_HUB_TIMEOUT = 4.0  # seconds
+_READ_BY_CARD = (*_COPIED, "evaluation.json", "accuracy_cost.png", "README.md")
 
 
 def is_export(name_or_path: str | Path) -> bool:
@@ -52,13 +59,17 @@ def load_model(checkpoint: str, device: str | None = None) -> MEViTForImageClass
 
 
 def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Module:
-    """Any image classifier, complete, in eval mode; see [`load_model`]."""
+    """Any image classifier, complete, in eval mode; see [`load_model`]. Pickled weights are not read."""
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            checkpoint, output_loading_info=True, use_safetensors=True
+            _available(checkpoint), output_loading_info=True, use_safetensors=True
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {checkpoint} cannot be read: {error}") from error
+    except RuntimeError as error:  # of shapes that differ
+        raise ValueError(f"the weights of {checkpoint} do not fit its config.json: {error}") from error
+    except (TypeError, StrictDataclassError) as error:  # Transformers 4 and 5 on a value of a wrong type
+        raise ValueError(f"config.json of {checkpoint} is malformed: {error}") from error
     lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
     if lacking:
         raise ValueError(f"{checkpoint} lacks {len(lacking)} weights of the model, first {lacking[0]}.")
@@ -81,7 +92,44 @@ def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImage
 
 def load_image_processor(checkpoint: str) -> Any:
     """The image processor that is saved with a checkpoint or an export."""
-    return AutoImageProcessor.from_pretrained(checkpoint)
+    return AutoImageProcessor.from_pretrained(_available(checkpoint))
+
+
+@cache
+def _available(checkpoint: str) -> str:
+    """Where to load a checkpoint from: its name, or its directory in the Hub's cache where the Hub does not answer.
+
+    Raises:
+        ValueError: where the Hub does not answer and its cache lacks the checkpoint.
+    """
+    if Path(checkpoint).exists() or constants.HF_HUB_OFFLINE or _hub_answers(checkpoint):
+        return checkpoint
+    cached = try_to_load_from_cache(checkpoint, "config.json")
+    if not isinstance(cached, str):
+        raise ValueError(
+            f"the Hub cannot be reached, and {checkpoint} is neither a local directory nor in the Hub's cache."
+        )
+    return str(Path(cached).parent)
+
+
+def _hub_answers(name: str) -> bool:
+    """Asks for a model once; Transformers would ask for every file of it, and again, for minutes."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+        except (HfHubHTTPError, HFValidationError):
+            pass  # an answer too, that Transformers puts into words
+        except Exception:  # the Hub client's versions use three packages for HTTP, with exceptions of their own
+            return
+        answered.set()
+
+    # in a thread, since nothing else limits how long looking up the host's address takes
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_TIMEOUT)
+    return answered.is_set()
 
 
 def quantization_for(
@@ -144,17 +192,21 @@ def output_directory(checkpoint: str, output: Path | None) -> Path:
 
 
 def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directory: Path) -> None:
-    """Writes config, code and card to a checkpoint's own directory; to another one, the weights too."""
-    if directory.resolve() == Path(checkpoint).resolve():
-        model.config.save_pretrained(directory)
-        custom_object_save(model, directory)  # the code of an older checkpoint may not know these settings
-    else:
-        model.save_pretrained(directory)
-        load_image_processor(checkpoint).save_pretrained(directory)
-        for name in _COPIED:
-            if Path(checkpoint, name).is_file():
-                shutil.copy(Path(checkpoint, name), directory)
-    write_card(directory)
+    """Writes config, code and card to a checkpoint's own directory; to another one, the weights too.
+
+    A process that is killed, or a full disk, leaves the files of before.
+    """
+    with staged(directory, read=_READ_BY_CARD) as stage:
+        if directory.resolve() == Path(checkpoint).resolve():
+            model.config.save_pretrained(stage)
+            custom_object_save(model, stage)  # the code of an older checkpoint may not know these settings
+        else:
+            model.save_pretrained(stage)
+            load_image_processor(checkpoint).save_pretrained(stage)
+            for name in _COPIED:
+                if Path(checkpoint, name).is_file():
+                    shutil.copyfile(Path(checkpoint, name), stage / name)
+        write_card(stage)
 
 
 def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **loading: int) -> float:
@@ -201,13 +253,13 @@ def save_evaluation(evaluation: "Evaluation", directory: Path) -> str:
     """
     from .reports.figures import accuracy_cost_curve  # needs matplotlib
 
-    directory.mkdir(parents=True, exist_ok=True)
     content = {**evaluation.to_dict(), "environment": environment_info()}
-    (directory / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
     tables = evaluation_tables(content)
-    (directory / "evaluation.md").write_text(tables + "\n", "utf-8")
     figure = accuracy_cost_curve(evaluation.predictions, evaluation.plain_accuracy)
-    figure.savefig(directory / "accuracy_cost.png", dpi=120)
-    if (directory / "config.json").is_file() and not is_export(directory):
-        write_card(directory)
+    with staged(directory, read=("config.json", *_READ_BY_CARD)) as stage:
+        (stage / "evaluation.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", "utf-8")
+        (stage / "evaluation.md").write_text(tables + "\n", "utf-8")
+        figure.savefig(stage / "accuracy_cost.png", dpi=120)
+        if (directory / "config.json").is_file() and not is_export(directory):
+            write_card(stage)
     return tables

@@ -65,17 +65,19 @@ def calibrate(
     """Chooses the thresholds of early exit on held-out images, and turns it on in the checkpoint's config."""
     from . import CalibrationTarget, DataSource
     from . import calibrate as run_calibration
+    from .atomic import locked
     from .checkpoint import load_image_processor, load_model, output_directory, save_calibrated
 
     target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound)
     directory = output_directory(checkpoint, output)
-    model = load_model(checkpoint, device)
-    source = DataSource(data, split, half, image_column, label_column)
-    dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
-    result = run_calibration(model, dataset, target, policy=policy, batch_size=batch_size, num_workers=num_workers)
-    print(result)
-    result.apply_to(model.config)
-    save_calibrated(model, checkpoint, directory)
+    with locked(directory):
+        model = load_model(checkpoint, device)
+        source = DataSource(data, split, half, image_column, label_column)
+        dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
+        result = run_calibration(model, dataset, target, policy=policy, batch_size=batch_size, num_workers=num_workers)
+        print(result)
+        result.apply_to(model.config)
+        save_calibrated(model, checkpoint, directory)
     print(f"Early exit is {'on' if model.config.early_exit else 'off'} in {directory}.")
     raise typer.Exit(0 if result.operating_point else 1)
 
@@ -103,17 +105,19 @@ def evaluate(
     """
     from . import DataSource
     from . import evaluate as run_evaluation
+    from .atomic import locked
     from .checkpoint import load_image_processor, load_predictor, output_directory, plain_accuracy, save_evaluation
 
     directory = output_directory(checkpoint, output)
-    predictor = load_predictor(checkpoint, device)
-    source = DataSource(data, split, half, image_column, label_column)
-    dataset = source.load(predictor.config.label2id, load_image_processor(checkpoint))
-    loading = {"batch_size": batch_size, "num_workers": num_workers}
-    evaluation = run_evaluation(predictor, dataset, allow_calibration_images=force, **loading)
-    if plain:
-        evaluation = evaluation.with_plain(plain_accuracy(plain, source, device, **loading))
-    print(save_evaluation(evaluation, directory))
+    with locked(directory):
+        predictor = load_predictor(checkpoint, device)
+        source = DataSource(data, split, half, image_column, label_column)
+        dataset = source.load(predictor.config.label2id, load_image_processor(checkpoint))
+        loading = {"batch_size": batch_size, "num_workers": num_workers}
+        evaluation = run_evaluation(predictor, dataset, allow_calibration_images=force, **loading)
+        if plain:
+            evaluation = evaluation.with_plain(plain_accuracy(plain, source, device, **loading))
+        print(save_evaluation(evaluation, directory))
     print(f"\nevaluation.json, evaluation.md and accuracy_cost.png are in {directory}.")
 
 
@@ -124,13 +128,19 @@ def predict(
     batch_size: BatchSize = 32,
     device: Device = None,
 ) -> None:
-    """Prints label, probability and exit layer of each image."""
+    """Prints label, probability and exit layer of each image, or why there are none."""
     from .checkpoint import load_image_processor, load_predictor
-    from .early_exit.inference import predict_files
+    from .early_exit.inference import Failure, predict_files
 
     predictor = load_predictor(checkpoint, device)
+    failed = False
     for answer in predict_files(predictor, load_image_processor(checkpoint), images, batch_size=batch_size):
-        print(f"{answer.file}\t{answer.label}\t{answer.probability:.3f}\texit {answer.exit_layer}")
+        if isinstance(answer, Failure):
+            failed = True
+            print(f"{answer.file}\terror: {_one_line(answer.reason)}")
+        else:
+            print(f"{answer.file}\t{answer.label}\t{answer.probability:.3f}\texit {answer.exit_layer}")
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
@@ -205,6 +215,10 @@ def benchmark(
     print(save_benchmark([row.to_dict() for row in rows], why_no_energy, len(arrays), threads, output))
 
 
+def _one_line(message: object) -> str:
+    return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+
+
 def _layer(text: str) -> int:
     if not text.strip().isdigit():
         raise ValueError(f"--exits must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
@@ -232,4 +246,4 @@ def main() -> None:
         with extras_named("this command"):
             app()
     except (ValueError, OSError, MissingExtraError) as error:
-        sys.exit(f"mevit: error: {error}")
+        sys.exit(f"mevit: error: {_one_line(error)}")

@@ -13,7 +13,7 @@ from os import PathLike
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import DeiTImageProcessor
 from transformers.image_utils import load_image
 
@@ -34,14 +34,15 @@ def read_image(path_or_bytes: str | PathLike[str] | bytes, banner: int = 0) -> I
 
     Returns:
         RGB image, turned by the orientation in its EXIF data, as `pipeline("image-classification")` reads it too.
+        Grey values of 16 bits are scaled to 8.
 
     Raises:
-        ValueError: if the image cannot be read, naming its path.
+        ValueError: if the image cannot be read or has other values, naming its path.
     """
     name = "stored as bytes" if isinstance(path_or_bytes, bytes) else path_or_bytes
     try:
         with Image.open(io.BytesIO(path_or_bytes) if isinstance(path_or_bytes, bytes) else path_or_bytes) as file:
-            image = load_image(file)
+            image = load_image(_with_8_bits(file))
     except Exception as error:  # Pillow's plugins raise whatever a broken file leads to
         raise ValueError(f"cannot read the image {name}: {error}") from error
     return image.crop((0, 0, image.width, image.height - banner))
@@ -127,6 +128,20 @@ def denormalize(pixel_values: torch.Tensor, image_processor: DeiTImageProcessor)
     """Normalised images (N, 3, H, W) as the model saw them, to look at: (N, H, W, 3) in 0 … 1."""
     images = pixel_values.permute(0, 2, 3, 1).numpy() * image_processor.image_std + image_processor.image_mean
     return images.clip(0, 1)
+
+
+def _with_8_bits(image: Image.Image) -> Image.Image:
+    """An image as it is, but for grey values of 16 bits, which Pillow would cut off at 255."""
+    if image.mode == "F":
+        raise ValueError("images must have 8 or 16 bits per channel, got a floating-point image")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"images must have 8 or 16 bits per channel, got values from {values.min()} to {values.max()}"
+        )
+    return Image.fromarray(np.rint(values / 257).astype(np.uint8))
 
 
 def _processed(image_processor: DeiTImageProcessor, image: Image.Image) -> torch.Tensor:

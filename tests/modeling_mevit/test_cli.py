@@ -76,17 +76,13 @@ def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint,
     assert "## Early exit" not in (checkpoint / "README.md").read_text()
 
 
-def test_says_how_many_images_would_certify(mevit, checkpoint, photos):
-    target = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence"]
-    code, out = mevit("calibrate", checkpoint, "--data", photos, *target)
-    assert code == 1 and "No thresholds that save cost can be certified" in out
-    assert (
-        "harm 0 of 80 images (0.00%) and correct 0; at these rates 299 images would certify them by the harm bound"
-        in out
-    )
-    assert config_of(checkpoint)["early_exit"] is False
-    _, out = mevit("calibrate", checkpoint, "--data", photos, *target, "--bound", "difference")
-    assert "452 images would certify them by the difference bound" in out
+@pytest.mark.parametrize("bound", ["harm", "difference"])
+def test_says_how_many_images_could_certify(mevit, checkpoint, photos, bound):
+    before = (checkpoint / "config.json").read_bytes()
+    target = ["--max-accuracy-drop", "0.01", "--confidence", "0.95", "--policy", "confidence", "--bound", bound]
+    error, _ = mevit("calibrate", checkpoint, "--data", photos, *target)
+    assert "at least 299 images are needed to certify a drop of at most 1.00% with probability 95%" in str(error)
+    assert "got 80" in str(error) and (checkpoint / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("budget", [("--max-cost", "1"), ("--max-accuracy-drop", "0")])
@@ -156,6 +152,48 @@ def test_predicts_label_probability_and_exit(mevit, checkpoint, photos):
     assert all(0.5 < float(row[2]) <= 1 and row[3] == "exit 4" for row in rows)
     mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.45")
     assert "exit 2" in mevit("predict", checkpoint, *files)[1]
+
+
+def test_predicts_the_others_where_files_cannot_be_read(mevit, checkpoint, photos, tmp_path):
+    good = [photos / "test" / name / "0.png" for name in ("crimson", "teal")]
+    (tmp_path / "text.png").write_text("text")
+    Image.new("F", (16, 16)).save(tmp_path / "float.tif")
+    bad = [tmp_path / "text.png", tmp_path / "absent.png", tmp_path / "float.tif"]
+    files = [bad[0], good[0], bad[1], bad[2], good[1]]
+    expected = mevit("predict", checkpoint, *good)[1].splitlines()
+    for batch_size in (1, 2, 3, 32):
+        code, out = mevit("predict", checkpoint, *files, "--batch-size", batch_size)
+        lines = out.splitlines()
+        assert code == 1 and [lines[1], lines[4]] == expected
+        for line, file in zip([lines[0], *lines[2:4]], bad, strict=True):
+            assert line.startswith(f"{file}\terror: cannot read the image {file}: ")
+    code, out = mevit("predict", checkpoint, *bad)
+    assert code == 1 and len(out.splitlines()) == 3
+
+
+def test_a_result_that_is_not_a_number_is_no_answer(mevit, checkpoint, photos):
+    files = [photos / "test" / name / "0.png" for name in ("crimson", "teal")]
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["exits.4.classifier.weight"] *= np.nan
+    save_file(weights, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    code, out = mevit("predict", checkpoint, *files)
+    assert code == 1
+    assert out.splitlines() == [f"{file}\terror: the model's result is not a number" for file in files]
+
+
+def test_a_decompression_bomb_is_told_in_one_line(mevit, checkpoint, photos, tmp_path, monkeypatch):
+    bomb, good = tmp_path / "bomb.png", photos / "test" / "teal" / "0.png"
+    Image.new("L", (100, 100)).save(bomb)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    code, out = mevit("predict", checkpoint, bomb, good)
+    assert (
+        code == 1 and "decompression bomb" in out.splitlines()[0] and out.splitlines()[1].startswith(f"{good}\tteal")
+    )
+    with_bomb = shutil.copytree(photos, tmp_path / "photos")
+    shutil.copy(bomb, with_bomb / "test" / "teal" / "bomb.png")
+    code, _ = mevit("evaluate", checkpoint, "--data", with_bomb)
+    assert f"{with_bomb / 'test' / 'teal' / 'bomb.png'}: " in code and "decompression bomb" in code
+    assert "\n" not in code
 
 
 def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path):

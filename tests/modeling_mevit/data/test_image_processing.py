@@ -64,6 +64,38 @@ def test_image_that_cannot_be_read(tmp_path):
         read_image(b"text")
 
 
+@pytest.mark.parametrize(
+    ("name", "type_", "turned"),
+    [("a.png", "<u2", False), ("a.png", "<u2", True), ("a.tif", "<u2", False), ("a.tif", "<u2", True)]
+    + [("a.tif", ">u2", False), ("a.tif", "<i4", False), ("a.tif", "<i4", True)],
+)
+def test_grey_values_of_16_bits_are_scaled_to_8(tmp_path, name, type_, turned):
+    values = np.random.default_rng(0).integers(0, 65536, (40, 48)).astype(type_)
+    values[0, :3] = [0, 128, 65535]
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    compression = {"compression": "tiff_lzw"} if turned else {}  # Pillow 13 scrambles turned TIFFs without it
+    Image.fromarray(values).save(tmp_path / name, exif=exif, **compression)
+    expected = np.round(values / 257).astype(np.uint8)
+    image = read_image(tmp_path / name)
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), np.stack([np.rot90(expected, k=-1) if turned else expected] * 3, axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[0.5, 1]]), "must have 8 or 16 bits per channel, got a floating-point image"),
+        (np.int32([[0, 65536]]), "must have 8 or 16 bits per channel, got values from 0 to 65536"),
+        (np.int32([[-1, 5]]), "must have 8 or 16 bits per channel, got values from -1 to 5"),
+    ],
+)
+def test_images_of_other_numbers_are_refused(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"cannot read the image {tmp_path / 'a.tif'}: images {message}"):
+        read_image(tmp_path / "a.tif")
+
+
 # Transforms
 
 
