@@ -10,7 +10,7 @@ LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backe
 # one process of tests for each core; each keeps to one thread, and the tests of a file stay together
 PYTEST := -m pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-fast test-transformers5 test-oldest docs notebooks benchmark format clean
+.PHONY: demo test test-fast test-transformers5 test-oldest torture docs notebooks benchmark format clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/accelerate launch $(LAUNCH) training/train.py training/configs/demo.yaml
@@ -32,6 +32,10 @@ test-transformers5: $(VENV)/installed $(VENV5)/installed
 # The fast tests on the oldest versions that setup.cfg allows. Downloads several GB.
 test-oldest: $(VENV_OLDEST)/installed
 	$(VENV_OLDEST)/bin/python $(PYTEST) -m "not slow"
+
+# Every attempt to break the project that docs/reliability.md tells of; writes docs/attempts.md.
+torture: $(VENV)/installed
+	$(VENV)/bin/python -m tests.torture
 
 docs: $(VENV)/installed
 	$(VENV)/bin/mkdocs build --strict
