@@ -251,8 +251,10 @@ class Outcomes:
 
 def attempts_page(outcomes: dict[str, Counter[str]]) -> str:
     """The page with a table for each group; the outcomes of a test that did not run are missing."""
-    lines = ["# What was tried", "", "`make torture` runs these attempts and writes this page. [Reliability]"]
-    lines[-1] += "(reliability.md) says what is promised."
+    introduction = (
+        "`make torture` runs these attempts and writes this page. [Reliability](reliability.md) says what is promised."
+    )
+    lines = ["# What was tried", "", introduction]
     for group, attempts in ATTEMPTS.items():
         lines += ["", f"## {group}", "", "| tried | what happens | cases | result |", "| --- | --- | --- | --- |"]
         for attempt in attempts:

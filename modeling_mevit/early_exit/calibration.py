@@ -249,7 +249,7 @@ def calibrate(
     copies = training_images = 0
     hashes = getattr(dataset, "image_hashes", None)
     if hashes is not None:
-        kept, copies, training_images = select_independent(hashes, getattr(config, "training_images", None))
+        kept, copies, training_images = select_independent(hashes, config.training_images)
         if training_images and not kept:
             raise ValueError(
                 f"calibration needs images that did not train the model, and all {training_images} given ones did."
