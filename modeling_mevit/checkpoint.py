@@ -4,16 +4,13 @@
 
 import json
 import shutil
-import threading
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
@@ -21,6 +18,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from .atomic import staged
 from .configuration_mevit import MEViTConfig
 from .data.image_dataset import DataSource, ImageClassificationDataset
+from .hub import locate
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
 from .reports.model_card import write_card
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from .onnx.runtime import MEViTCascade
 
 _COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the config
-_HUB_TIMEOUT = 4.0  # seconds
 _READ_BY_CARD = (*_COPIED, "evaluation.json", "accuracy_cost.png", "README.md")
 
 
@@ -62,7 +59,7 @@ def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Modu
     """Any image classifier, complete, in eval mode; see [`load_model`]. Pickled weights are not read."""
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            _available(checkpoint), output_loading_info=True, use_safetensors=True
+            locate(checkpoint), output_loading_info=True, use_safetensors=True
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {checkpoint} cannot be read: {error}") from error
@@ -92,44 +89,7 @@ def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImage
 
 def load_image_processor(checkpoint: str) -> Any:
     """The image processor that is saved with a checkpoint or an export."""
-    return AutoImageProcessor.from_pretrained(_available(checkpoint))
-
-
-@cache
-def _available(checkpoint: str) -> str:
-    """Where to load a checkpoint from: its name, or its directory in the Hub's cache where the Hub does not answer.
-
-    Raises:
-        ValueError: where the Hub does not answer and its cache lacks the checkpoint.
-    """
-    if Path(checkpoint).exists() or constants.HF_HUB_OFFLINE or _hub_answers(checkpoint):
-        return checkpoint
-    cached = try_to_load_from_cache(checkpoint, "config.json")
-    if not isinstance(cached, str):
-        raise ValueError(
-            f"the Hub cannot be reached, and {checkpoint} is neither a local directory nor in the Hub's cache."
-        )
-    return str(Path(cached).parent)
-
-
-def _hub_answers(name: str) -> bool:
-    """Asks for a model once; Transformers would ask for every file of it, and again, for minutes."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            HfApi().model_info(name, timeout=_HUB_TIMEOUT)
-        except (HfHubHTTPError, HFValidationError):
-            pass  # an answer too, that Transformers puts into words
-        except Exception:  # the Hub client's versions use three packages for HTTP, with exceptions of their own
-            return
-        answered.set()
-
-    # in a thread, since nothing else limits how long looking up the host's address takes
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_HUB_TIMEOUT)
-    return answered.is_set()
+    return AutoImageProcessor.from_pretrained(locate(checkpoint))
 
 
 def quantization_for(

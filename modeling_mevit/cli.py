@@ -20,9 +20,26 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Policy = Literal["uncertainty", "confidence", "entropy", "margin", "patience"]
 Precision = Literal["float32", "float16", "int8", "int8-dynamic"]
 Target = Literal["arm64", "avx2", "avx512_vnni"]
-Checkpoint = Annotated[str, typer.Argument(help="Directory or Hub name of a trained model.", show_default=False)]
+
+
+def _reachable(name: str | None) -> str | None:
+    """Checks that a checkpoint is at hand, before torch is imported to load it."""
+    if name is not None:
+        from .hub import locate
+
+        locate(name)
+    return name
+
+
+Checkpoint = Annotated[
+    str,
+    typer.Argument(help="Directory or Hub name of a trained model.", show_default=False, callback=_reachable),
+]
 Source = Annotated[
-    str, typer.Argument(help="Directory or Hub name of a trained model, or an export.", show_default=False)
+    str,
+    typer.Argument(
+        help="Directory or Hub name of a trained model, or an export.", show_default=False, callback=_reachable
+    ),
 ]
 Data = Annotated[str, typer.Option(help="A folder of images, a Hub data set, or 'demo'.", show_default=False)]
 Half = Annotated[str | None, typer.Option(help="'first' or 'second' half of the split, at random by class, fixed.")]
@@ -89,7 +106,8 @@ def evaluate(
     split: Annotated[str, typer.Option(help="'test', 'validation', 'train' or 'all'.")] = "test",
     half: Half = None,
     plain: Annotated[
-        str | None, typer.Option(help="Checkpoint of a plain ViT to compare with on the same images.")
+        str | None,
+        typer.Option(help="Checkpoint of a plain ViT to compare with on the same images.", callback=_reachable),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Also evaluate on images that chose the thresholds.")] = False,
     output: Output = None,

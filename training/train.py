@@ -34,6 +34,7 @@ from modeling_mevit.configuration_mevit import validate_config_fields
 from modeling_mevit.data.datasets import load_splits
 from modeling_mevit.data.identity import encode_digests
 from modeling_mevit.data.image_processing import evaluation_transform, image_processor_for, train_transform
+from modeling_mevit.hub import locate
 from modeling_mevit.trainer import MEViTTrainer, get_last_checkpoint, load_checkpoint, training_is_complete
 from modeling_mevit.training_args import MEViTTrainingArguments
 from run_results import steps_written, write_results
@@ -60,6 +61,7 @@ def prepare(arguments: RunArguments) -> Run:
     resumed = training.resume_from_checkpoint
     if resumed and not Path(resumed, "trainer_state.json").is_file():
         raise ValueError(f"resume_from_checkpoint must be a checkpoint with trainer_state.json, got {resumed}")
+    image_processor = make_image_processor(arguments)
     set_seed(training.seed)
     splits = load_splits(
         data.dataset,
@@ -67,7 +69,6 @@ def prepare(arguments: RunArguments) -> Run:
         label_column=data.label_column,
         selection_fraction=data.selection_fraction,
     )
-    image_processor = make_image_processor(arguments)
     model = make_model(arguments, splits["train"].features["label"].names)
 
     testing = evaluation_transform(image_processor)
@@ -89,7 +90,7 @@ def make_image_processor(arguments: RunArguments) -> DeiTImageProcessor:
     """The test transform, saved with the checkpoint, in the mean and standard deviation of backbone or ImageNet."""
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if arguments.model.backbone:
-        own, _ = ImageProcessingMixin.get_image_processor_dict(arguments.model.backbone)
+        own, _ = ImageProcessingMixin.get_image_processor_dict(locate(arguments.model.backbone))
         if "image_mean" not in own or "image_std" not in own:
             raise ValueError(f"the image processor of {arguments.model.backbone} must have image_mean and image_std")
         mean, std = own["image_mean"], own["image_std"]
@@ -114,7 +115,7 @@ def make_model(
         settings = {"exit_layers": arguments.model.exit_layers, **settings}
     validate_config_fields(config_class, further_fields)
     if arguments.model.backbone:
-        return model_class.from_vit(arguments.model.backbone, **settings)
+        return model_class.from_vit(locate(arguments.model.backbone), **settings)
     return model_class(config_class(**settings))
 
 

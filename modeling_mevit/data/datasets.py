@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from ..hub import answers
 from .demo import CLASS_NAMES, demo_images
 from .identity import is_local
 
@@ -257,6 +258,8 @@ def _image_folder(folder: Path) -> tuple[Splits, Classes]:
 
 
 def _hub(name: str, image_column: str | None, label_column: str | None) -> tuple[Splits, Classes]:
+    if not answers(name, "dataset") and not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+        raise ValueError(f"the Hub cannot be reached, and {name!r} is neither a folder nor in the cache of data sets")
     try:
         loaded = datasets.load_dataset(name)
     except (FileNotFoundError, ConnectionError) as error:

@@ -19,6 +19,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
+from ..early_exit.calibration import CalibrationTarget, check_sample_size
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
@@ -100,7 +101,7 @@ def export(
 
     Raises:
         ValueError: where the model lacks what is asked for, the runtime cannot prepare images as the image processor
-            does, or `output` is not empty.
+            does, too few images are given to certify the thresholds anew, or `output` is not empty.
         ExportError: where a file's outputs differ from PyTorch's.
     """
     output = Path(output).resolve()
@@ -121,6 +122,9 @@ def export(
                     "the thresholds were set by hand, and scores move in a lower precision; calibrate the model, or "
                     "export it without early exit."
                 )
+        if quantization and config.calibration:
+            target = CalibrationTarget(**config.calibration["target"])
+            check_sample_size(len(quantization.calibration), target)  # type: ignore[arg-type]
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty.")
 

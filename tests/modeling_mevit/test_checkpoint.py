@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
-from modeling_mevit import MEViTForImageClassification
+from modeling_mevit import MEViTForImageClassification, hub
 from modeling_mevit import checkpoint as module
 from modeling_mevit.atomic import locked
 from modeling_mevit.checkpoint import load_model, save_calibrated
@@ -159,44 +159,43 @@ def test_a_config_that_is_malformed(mevit, checkpoint, photos, content):
 
 SILENT = """
 import sys, time
-sys.argv = ["mevit", "predict", "no/such-model", "x.jpg"]
-import modeling_mevit.checkpoint, modeling_mevit.early_exit.inference
 from modeling_mevit.cli import main
 started = time.monotonic()
 try:
     main()
 except SystemExit as stopped:
     print(stopped.code)
-print(time.monotonic() - started)
+print(time.monotonic() - started, "torch" in sys.modules)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("listens", [True, False])
-def test_a_hub_that_cannot_be_reached(tmp_path, listens):
-    """The Hub is a port that takes connections and never answers, or one that refuses them."""
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_hub_that_cannot_be_reached(tmp_path, listens, plain):
+    """The Hub is a port that never answers, or one that refuses; neither loads anything heavy."""
+    arguments = ["predict", "no/such-model", "x.jpg"]
+    if plain:
+        arguments = ["evaluate", str(tmp_path), "--data", "demo", "--plain", "no/such-model"]
     with socket.socket() as port:
         port.bind(("127.0.0.1", 0))
         if listens:
             port.listen(50)
         environment = {name: value for name, value in os.environ.items() if "OFFLINE" not in name}
         environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port.getsockname()[1]}", "HF_HOME": str(tmp_path)}
-        command = [sys.executable, "-c", SILENT]
+        command = [sys.executable, "-c", SILENT, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
-    message, seconds = done.stdout.splitlines()
+    message, seconds, torch_is_loaded = re.fullmatch(r"(.*)\n(\S+) (True|False)\n", done.stdout).groups()
     where = "no/such-model is neither a local directory nor in the Hub's cache"
     assert message == f"mevit: error: the Hub cannot be reached, and {where}."
-    assert float(seconds) < 8 and "Traceback" not in done.stderr
+    assert float(seconds) < 8 and torch_is_loaded == "False" and "Traceback" not in done.stderr
 
 
 def test_what_the_hub_s_cache_holds_is_used_where_the_hub_does_not_answer(checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_hub_answers", lambda name: False)
-    monkeypatch.setattr(module.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(module, "try_to_load_from_cache", lambda name, file: str(checkpoint / file))
-    module._available.cache_clear()
-    assert load_model("some/model", "cpu").config.exit_layers == [2, 3, 4]
-    assert module.load_image_processor("some/model").crop_size["height"] == 16
-    module._available.cache_clear()
+    monkeypatch.setattr(hub, "answers", lambda name: False)
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: str(checkpoint / file))
+    assert load_model("in-the/cache", "cpu").config.exit_layers == [2, 3, 4]
+    assert module.load_image_processor("in-the/cache").crop_size["height"] == 16
 
 
 # README

@@ -308,6 +308,7 @@ def hub(monkeypatch):
             assert name == "owner/pets"
             return datasets.DatasetDict(splits)
 
+        monkeypatch.setattr(data, "answers", lambda name, kind: True)
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
     return put
@@ -388,9 +389,21 @@ def test_hub_data_set_that_cannot_be_loaded(monkeypatch, error):
     def load_dataset(name):
         raise error
 
+    monkeypatch.setattr(data, "answers", lambda name, kind: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(ValueError, match=f"'data/pets' is not a folder, and loading it from the Hub failed: {error}"):
         load_splits("data/pets")
+
+
+def test_hub_data_set_without_a_hub(monkeypatch, tmp_path):
+    """What is in the cache is read from there; for anything else nobody waits."""
+    monkeypatch.setattr(data, "answers", lambda name, kind: False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=rows_of([0, 1] * 20)))
+    with pytest.raises(ValueError, match="the Hub cannot be reached, and 'owner/pets' is neither a folder nor in"):
+        load_splits("owner/pets")
+    (tmp_path / "owner___pets").mkdir()
+    assert class_names(load_splits("owner/pets")["train"]) == ["cat", "dog"]
 
 
 # The embedded data set

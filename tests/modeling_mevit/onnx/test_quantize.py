@@ -222,6 +222,15 @@ def test_early_exit_is_off_where_nothing_can_be_certified(in_float32, tmp_path, 
     assert (config.early_exit, config.exit_thresholds, config.calibration) == (False, None, None)
 
 
+def test_too_few_images_to_certify_are_told_before_anything_is_written(tmp_path, model):
+    certified = copy.deepcopy(model)
+    certified.config.calibration["target"] = {"max_accuracy_drop": 0.05, "confidence": 0.95, "bound": "harm"}
+    quantization = Quantization("int8-dynamic", Images(model, 58, 1))
+    with pytest.raises(ValueError, match="at least 59 images are needed to certify a drop of at most 5.00% .* got 58"):
+        export(certified, PROCESSOR, tmp_path / "out", cascade=True, quantization=quantization)
+    assert not list(tmp_path.iterdir())
+
+
 def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
     by_hand = tiny_model(exit_thresholds=0.5, early_exit=True)
     quantization = Quantization("float16", Images(by_hand, 8, 1))
