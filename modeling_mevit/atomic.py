@@ -40,8 +40,7 @@ def staged(directory: Path, read: Iterable[str] = ()) -> Iterator[Path]:
         directory: is made where there is none.
         read: names of files of `directory` to copy into the one that is given, where there are such.
     """
-    work = directory / _WORK
-    work.mkdir(parents=True, exist_ok=True)
+    work = _made(directory)
     try:
         with tempfile.TemporaryDirectory(dir=work) as temporary:
             stage = Path(temporary, directory.resolve().name)  # a model card may be titled by it
@@ -62,8 +61,8 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         ValueError: where another process holds the lock.
     """
-    work = directory / _WORK
-    work.mkdir(parents=True, exist_ok=True)
+    is_new = not directory.exists()
+    work = _made(directory)
     lock = FileLock(work / "lock")
     try:
         lock.acquire(timeout=0)
@@ -77,6 +76,22 @@ def locked(directory: Path) -> Iterator[None]:
         shutil.rmtree(work, ignore_errors=True)  # with what killed processes left; Windows keeps the open lock file
         lock.release()
         _remove_if_empty(directory)
+        if is_new and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _made(directory: Path) -> Path:
+    """The directory to work in, made where there is none.
+
+    Raises:
+        ValueError: where a part of it is a link: what lies elsewhere is not this package's to remove.
+    """
+    work = directory / _WORK
+    for part in (work, *work.parents[: len(_WORK.parts) - 1]):
+        if part.is_symlink():
+            raise ValueError(f"{part} must be a directory, to write {directory} in; it is a link to {part.resolve()}.")
+    work.mkdir(parents=True, exist_ok=True)
+    return work
 
 
 def _move(stage: Path, directory: Path) -> None:

@@ -56,16 +56,17 @@ def load_model(checkpoint: str, device: str | None = None) -> MEViTForImageClass
 
 
 def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Module:
-    """Any image classifier, complete, in eval mode; see [`load_model`]. Pickled weights are not read."""
+    """Any image classifier, complete, in eval mode; see [`load_model`]. Pickled weights are not read, and code of the
+    checkpoint is not run."""
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            locate(checkpoint), output_loading_info=True, use_safetensors=True
+            locate(checkpoint), output_loading_info=True, use_safetensors=True, trust_remote_code=False
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {checkpoint} cannot be read: {error}") from error
     except RuntimeError as error:  # of shapes that differ
         raise ValueError(f"the weights of {checkpoint} do not fit its config.json: {error}") from error
-    except (TypeError, StrictDataclassError) as error:  # Transformers 4 and 5 on a value of a wrong type
+    except (TypeError, AttributeError, StrictDataclassError) as error:  # Transformers on a value of a wrong type
         raise ValueError(f"config.json of {checkpoint} is malformed: {error}") from error
     lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
     if lacking:
@@ -88,8 +89,8 @@ def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImage
 
 
 def load_image_processor(checkpoint: str) -> Any:
-    """The image processor that is saved with a checkpoint or an export."""
-    return AutoImageProcessor.from_pretrained(locate(checkpoint))
+    """The image processor that is saved with a checkpoint or an export, whose code is not run."""
+    return AutoImageProcessor.from_pretrained(locate(checkpoint), trust_remote_code=False)
 
 
 def quantization_for(

@@ -142,14 +142,13 @@ class MEViTConfig(ViTConfig):
         """
         num_early = len(self.exit_layers) - 1
         given: Any = self.exit_thresholds if override is None else override
-        given = given.tolist() if hasattr(given, "tolist") else given  # an array's or a tensor's numbers
         if given is None:
             raise ValueError(
                 f"early exit needs exit_thresholds, {num_early} numbers; neither the call nor the config has any. "
                 f"`mevit calibrate` chooses them."
             )
-        thresholds: Any = [given] * num_early if isinstance(given, Real) else given
-        is_list = isinstance(thresholds, list | tuple) and len(thresholds) == num_early
+        thresholds = _listed(given, num_early)
+        is_list = isinstance(thresholds, list) and len(thresholds) == num_early
         if not is_list or not all(isinstance(one, Real) and not math.isnan(one) for one in thresholds):
             raise ValueError(
                 f"exit_thresholds must be one number, or {num_early} for exits {self.exit_layers}, one for each but "
@@ -173,9 +172,10 @@ class MEViTConfig(ViTConfig):
         differing = []
         if point and point.get("policy") != self.exit_policy:
             differing.append(f"exit_policy is {self.exit_policy!r}, not {point.get('policy')!r}")
-        if point and self.exit_thresholds is None:
+        thresholds = _listed(self.exit_thresholds, len(self.exit_layers) - 1)
+        if point and thresholds is None:
             differing.append("exit_thresholds are gone")
-        elif point and point.get("thresholds") != (thresholds := self.resolve_exit_thresholds()):
+        elif point and point.get("thresholds") != thresholds:
             differing.append(f"exit_thresholds are {thresholds}, not {point.get('thresholds')}")
         found = self.made_for()
         made_for = {**found, **(calibration.get("made_for") or {})}
@@ -183,6 +183,8 @@ class MEViTConfig(ViTConfig):
             differing.append(f"exit_layers are {self.exit_layers}, not {made_for['exit_layers']}")
         elif found["architecture"] != made_for["architecture"]:
             differing.append(f"fields of the architecture ({', '.join(ARCHITECTURE_FIELDS)}) have other values")
+        if calibration and made_for.get("promise", promise := promise_digest(calibration)) != promise:
+            differing.append("the target, or what was measured for it, is not what calibration wrote")
         return differing
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,6 +247,13 @@ def architecture_digest(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def promise_digest(calibration: Mapping[str, Any]) -> str:
+    """SHA-256, shortened, of what a calibration was asked for and what it measured."""
+    text = json.dumps([calibration.get("target"), calibration.get("operating_point")])
+    text = json.dumps(json.loads(text), sort_keys=True)  # keys are strings on disk, and may be numbers before
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def is_certified(calibration: dict[str, Any] | None) -> bool:
     """Whether a calibration was made with a confidence."""
     return ((calibration or {}).get("target") or {}).get("confidence") is not None
@@ -272,6 +281,14 @@ def validate_config_fields(config_class: type[ViTConfig], settings: Iterable[str
         )
 
 
+def _listed(thresholds: Any, num_early: int) -> Any:
+    """Thresholds as a list, one number repeated, if they are of a type that can be one."""
+    thresholds = thresholds.tolist() if hasattr(thresholds, "tolist") else thresholds  # of an array or a tensor
+    if isinstance(thresholds, Real):
+        return [thresholds] * num_early
+    return list(thresholds) if isinstance(thresholds, tuple) else thresholds
+
+
 def _check_exit_layers(exit_layers: list[int], depth: int) -> None:
     are_ascending = all(type(layer) is int for layer in exit_layers) and exit_layers == sorted(set(exit_layers))
     if not (exit_layers and are_ascending and exit_layers[0] >= 1 and exit_layers[-1] == depth):
@@ -287,7 +304,7 @@ def _check_choice(name: str, given: str | None, allowed: tuple[str | None, ...])
 
 
 def _check_training_images(encoded: Any) -> None:
-    if encoded is not None and not (isinstance(encoded, str) and re.fullmatch(r"([A-Za-z0-9+/]{8})*", encoded)):
+    if encoded is not None and not _is_encoded(encoded):
         raise ValueError(
             f"training_images must be base64 of 6 bytes for each image, 8 characters, or None; got {encoded!r:.60}."
         )
@@ -313,8 +330,30 @@ def _is_dtype(value: Any) -> bool:
 def _is_calibration(value: Any) -> bool:
     if value is None:
         return True
-    parts = ("target", "operating_point", "data", "made_for", "promise", "measured")
-    return isinstance(value, dict) and all(isinstance(value.get(part), dict | None) for part in parts)
+    if not isinstance(value, dict) or not all(isinstance(part, dict | None) for part in value.values()):
+        return False
+    point, data, made_for = (value.get(name) or {} for name in ("operating_point", "data", "made_for"))
+    return (
+        (not point or isinstance(point.get("policy"), str))
+        and ("thresholds" not in point or isinstance(point["thresholds"], list))
+        and all(isinstance(data.get(name, ""), str) for name in ("name", "split"))
+        and (not data or {"name", "split"} <= data.keys())
+        and _is_encoded(data.get("image_digests", ""))
+        and all(isinstance(made_for.get(name, ""), str) for name in ("architecture", "dtype", "promise"))
+    )
+
+
+def _is_older_calibration(value: Any) -> bool:
+    """Whether it is as it was written before 0.1.0, with all that is converted."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(part), dict) for part in ("promise", "measured")):
+        return False
+    thresholds = "patience" if value.get("policy") == "patience" else "thresholds"
+    measured = ("pictures", "accuracy", "accuracy_of_last_exit", "cost", "harms", "corrections", "left_at")
+    return isinstance(value.get("policy"), str) and thresholds in value and value["measured"].keys() >= {*measured}
+
+
+def _is_encoded(digests: Any) -> bool:
+    return isinstance(digests, str) and bool(re.fullmatch(r"([A-Za-z0-9+/]{8})*", digests))
 
 
 _COUNT = (_is_count, "a whole number above 0")
@@ -326,7 +365,10 @@ _NUMBER = (lambda value: _is_number(value) and math.isfinite(value), "a number o
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exit_layers": (lambda value: isinstance(value, list | tuple | range), "a list of layer numbers, ascending"),
     "early_exit": _FLAG,
-    "calibration": (_is_calibration, "an object as `mevit calibrate` writes it"),
+    "calibration": (
+        lambda value: _is_calibration(value) or _is_older_calibration(value),
+        "an object as `mevit calibrate` writes it",
+    ),
     **dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), _COUNT),
     "num_channels": _COUNT,
     "image_size": _SIZE,
@@ -351,7 +393,7 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
     """Raises a `ValueError` for the first of some fields that is not of its kind."""
     for name, (is_allowed, allowed) in _FIELDS.items():
         if name in fields and not is_allowed(fields[name]):
-            raise ValueError(f"{name} must be {allowed}, got {fields[name]!r}.")
+            raise ValueError(f"{name} must be {allowed}, got {fields[name]!r:.200}.")
 
 
 def _check_grid(image_size: int | Sequence[int], patch_size: int | Sequence[int]) -> None:

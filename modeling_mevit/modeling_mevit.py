@@ -404,7 +404,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             `exit_layers`; `architecture`, the digest of [`MEViTConfig`]; `dtype`; and `weights`, their digest, or None
             where some are offloaded, so that it cannot be told.
         """
-        weights = self.state_dict()
+        # modules that were quantized in place have other things in their state too
+        weights = {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
         is_here = not any(tensor.is_meta for tensor in weights.values())
         return {
             **self.config.made_for(),
@@ -532,8 +533,8 @@ def weight_mismatches(calibration: dict[str, Any], found: dict[str, Any]) -> lis
     made_for = calibration.get("made_for") or {}
     if made_for.get("weights") is None:
         return ["the calibration does not say which weights it was made for"]
-    if made_for["dtype"] != found["dtype"]:
-        return [f"the precision is {found['dtype']}, not {made_for['dtype']}"]
+    if made_for.get("dtype") != found["dtype"]:
+        return [f"the precision is {found['dtype']}, not {made_for.get('dtype')}"]
     if found["weights"] is None:
         return ["some weights are offloaded, so that it cannot be told whether they are those of the calibration"]
     return [] if made_for["weights"] == found["weights"] else ["the weights are others"]

@@ -38,12 +38,14 @@ import evaluate
 logger = logging.getLogger(__name__)
 
 IMAGES_TO_STANDARDIZE = 1024
-# Patterns of files that are never uploaded, "*" standing for "/" too: the states of a training, which are pickles or
-# hold paths of this machine, and TensorBoard's files, whose names hold its host's.
-PRIVATE_FILES = (
-    *("_*", "*checkpoint-*/*", "*trainer_state.json", "*tfevents*"),
-    *("*.bin", "*.pt", "*.pth", "*.pkl", "*.distcp"),
+# What is uploaded of an output directory: the model, its code, its image processor, its card, and the results and
+# figures that the card is made of. Anything else stays: states of a training, logs, what trackers leave.
+PUBLIC_FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "*_mevit.py"),
+    *("preprocessor_config.json", "processor_config.json", "README.md"),
+    *("metrics.json", "evaluation.json", "evaluation.md", "*_predictions.json", "*.png"),
 )
+_SUBDIRECTORIES = "*/*"  # "*" stands for "/" too
 
 
 class ExitAccuracy(evaluate.Metric):
@@ -119,7 +121,7 @@ class MEViTTrainer(Trainer):
     states. Evaluation predicts with every exit, and by default reports the accuracy of each ([`ExitAccuracy`]).
     Checkpoints are read as whole models, so that sharded ones (FSDP, DeepSpeed) cannot be resumed.
 
-    What is pushed to the Hub is the model, its code and its card, but no file that a pattern of `PRIVATE_FILES`
+    What is pushed to the Hub is the model, its code, its card and results: files that a pattern of `PUBLIC_FILES`
     matches.
 
     Args:
@@ -256,7 +258,7 @@ class MEViTTrainer(Trainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Saves the model and uploads `output_dir`, as [`Trainer.push_to_hub`] does, but for `PRIVATE_FILES`.
+        """Saves the model and uploads `output_dir`, as [`Trainer.push_to_hub`] does, but `PUBLIC_FILES` alone.
 
         Args:
             commit_message: of the commit.
@@ -292,7 +294,7 @@ class MEViTTrainer(Trainer):
         self._tell_that_a_push_begins()
         # copied, since the checkpoint may be deleted while it is being uploaded
         files = [file.name for file in Path(checkpoint_folder).iterdir() if file.is_file()]
-        for name in filter_repo_objects(files, ignore_patterns=list(PRIVATE_FILES)):
+        for name in filter_repo_objects(files, allow_patterns=list(PUBLIC_FILES)):
             shutil.copy(Path(checkpoint_folder, name), Path(self.args.output_dir, name))
         upload = self._upload(f"Training in progress, step {self.state.global_step}", run_as_future=True)
         self.push_in_progress = PushInProgress([*under_way, upload])
@@ -311,7 +313,8 @@ class MEViTTrainer(Trainer):
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
             run_as_future=run_as_future,
-            ignore_patterns=list(PRIVATE_FILES),
+            allow_patterns=list(PUBLIC_FILES),
+            ignore_patterns=_SUBDIRECTORIES,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

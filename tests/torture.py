@@ -33,7 +33,7 @@ ATTEMPTS = {
     "Secrets and code": [
         Attempt(
             "Push a training with a token, local paths and the host's name in its arguments",
-            "only the model, its code and its card are uploaded",
+            "only the model, its code, its card and results are uploaded",
             LIBRARY + "test_trainer.py::test_only_the_model_its_code_and_its_card_are_pushed",
         ),
         Attempt(
@@ -55,6 +55,11 @@ ATTEMPTS = {
             "Load pickled weights, as a checkpoint or with `--plain`",
             "refused",
             LIBRARY + "test_checkpoint.py::test_pickled_weights_are_not_read",
+        ),
+        Attempt(
+            "Name code of its own in a checkpoint, and answer yes when asked",
+            "not run",
+            LIBRARY + "test_checkpoint.py::test_code_of_a_checkpoint_is_not_run",
         ),
         Attempt(
             "Name files outside an export in its `cascade.json`",
@@ -106,7 +111,7 @@ ATTEMPTS = {
             + "early_exit/test_evaluation.py::test_images_that_chose_the_thresholds_are_recognised_in_other_folders",
         ),
         Attempt(
-            "Change thresholds, policy, exits, precision or weights of a live model",
+            "Change target, thresholds, policy, precision or weights of a live model",
             "the certificate is gone, with a warning that says why",
             LIBRARY + "test_modeling_mevit.py::test_a_certificate_is_gone_with_what_it_was_made_for",
         ),
@@ -114,6 +119,11 @@ ATTEMPTS = {
             "Edit a certified `config.json`",
             "a warning while loading; early exit still runs",
             LIBRARY + "test_configuration_mevit.py::test_a_certificate_for_something_else_is_told_while_loading",
+        ),
+        Attempt(
+            "Change the policy or the exits of an export by hand",
+            "refused",
+            LIBRARY + "onnx/test_cascade_mevit.py::test_malformed_fields_are_named",
         ),
         Attempt(
             "Put other weights beside a certified `config.json`",
@@ -173,12 +183,17 @@ ATTEMPTS = {
         Attempt(
             "Fill the disk while saving",
             "the old files stay",
-            LIBRARY + "test_atomic.py::test_a_full_disk_leaves_what_was_there",
+            LIBRARY + "test_atomic.py::test_a_small_file_system_that_is_full",
         ),
         Attempt(
             "Calibrate a checkpoint of links",
             "what they lead to stays as it is",
             LIBRARY + "test_checkpoint.py::test_calibrating_a_checkpoint_of_links_leaves_what_they_lead_to",
+        ),
+        Attempt(
+            "Put a link in the place of the directory that saving works in",
+            "refused; what it leads to stays as it is",
+            LIBRARY + "test_atomic.py::test_a_link_in_place_of_the_directory_to_work_in_is_refused",
         ),
         Attempt(
             "Run two commands on one directory",
@@ -216,6 +231,11 @@ ATTEMPTS = {
             "Put malformed fields into `config.json`",
             "one line that names the field",
             LIBRARY + "test_configuration_mevit.py::test_malformed_fields_of_a_file_are_named",
+        ),
+        Attempt(
+            "Put malformed fields into the calibration of `config.json`",
+            "one line",
+            LIBRARY + "test_configuration_mevit.py::test_a_calibration_that_is_malformed_is_named",
         ),
         Attempt(
             "Put malformed fields into `cascade.json`",

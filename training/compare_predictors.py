@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import AutoImageProcessor, HfArgumentParser
+from transformers import HfArgumentParser
 
 from modeling_mevit import DataSource, ImageClassificationDataset, MEViTForImageClassification
+from modeling_mevit.checkpoint import load_image_processor
 from modeling_mevit.data.datasets import load_split
 from modeling_mevit.data.image_processing import train_transform
 from modeling_mevit.early_exit.metrics import auroc_per_exit
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("checkpoint", help="Directory or Hub name of a trained model.")
     arguments, positional = parser.parse_args_into_dataclasses(argv)
     model = MEViTForImageClassification.from_pretrained(positional.checkpoint).eval()
-    processor = AutoImageProcessor.from_pretrained(positional.checkpoint)
+    processor = load_image_processor(positional.checkpoint)
     layers, label2id = model.config.exit_layers, model.config.label2id
 
     rows = load_split(arguments.data, "train", label2id=label2id)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTForImageClassification
 
 from baselines import TransFGConfig, TransFGForImageClassification
 from benchmarks.timing import median_ratio, times_in_turn
 from modeling_mevit import DataSource, ImageClassificationDataset, MEViTConfig, MEViTForImageClassification
+from modeling_mevit.checkpoint import load_image_processor
 from modeling_mevit.data.image_processing import denormalize
 from modeling_mevit.early_exit.calibration import best_within_cost, shared_thresholds
 from modeling_mevit.early_exit.cost import relative_cost, static_exit_costs
@@ -52,7 +53,11 @@ def run_digest(directory: Path) -> str:
 def load(directory: Path, attention: str | None = None) -> MEViTForImageClassification | TransFGForImageClassification:
     """The model of a run in eval mode, with its own implementation of attention or another."""
     options = {"attn_implementation": attention} if attention else {}
-    return AutoModelForImageClassification.from_pretrained(directory, **options).to(DEVICE).eval()
+    return (
+        AutoModelForImageClassification.from_pretrained(directory, trust_remote_code=False, **options)
+        .to(DEVICE)
+        .eval()
+    )
 
 
 def attention_of(directory: Path) -> str | None:
@@ -64,7 +69,7 @@ def attention_of(directory: Path) -> str | None:
 def images_of(source: DataSource, directory: Path) -> ImageClassificationDataset:
     """Images as the model of a run sees them."""
     config = MEViTConfig.from_pretrained(directory)
-    return source.load(config.label2id, AutoImageProcessor.from_pretrained(directory))
+    return source.load(config.label2id, load_image_processor(str(directory)))
 
 
 def model_costs(config: MEViTConfig, transfg: TransFGConfig | None = None) -> dict[str, dict[str, float]]:
@@ -143,7 +148,7 @@ def attention_similarity(
         ]
     )
     pixel_values = torch.stack([dataset[int(index)]["pixel_values"] for index in drawn[:num_shown]])
-    images = denormalize(pixel_values, AutoImageProcessor.from_pretrained(directory))
+    images = denormalize(pixel_values, load_image_processor(str(directory)))
     layers = list(range(1, model.config.num_hidden_layers + 1))
     return similarity_to_last(maps).tolist(), attention_maps(images, maps[:num_shown], layers)
 

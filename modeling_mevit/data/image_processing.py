@@ -34,7 +34,7 @@ def read_image(path_or_bytes: str | PathLike[str] | bytes, banner: int = 0) -> I
 
     Returns:
         RGB image, turned by the orientation in its EXIF data, as `pipeline("image-classification")` reads it too.
-        Grey values of 16 bits are scaled to 8.
+        Grey values of 16 bits are scaled to 8, where the pipeline cuts them off at 255.
 
     Raises:
         ValueError: if the image cannot be read or has other values, naming its path.
@@ -145,5 +145,9 @@ def _with_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _processed(image_processor: DeiTImageProcessor, image: Image.Image) -> torch.Tensor:
-    pixel_values: torch.Tensor = image_processor(image, return_tensors="pt")["pixel_values"]  # (1, 3, H, W)
+    pixel_values: torch.Tensor = image_processor(
+        image,
+        input_data_format="channels_last",
+        return_tensors="pt",  # not told by sides of 1 or 3 pixels
+    )["pixel_values"]  # (1, 3, H, W)
     return pixel_values[0]

@@ -21,7 +21,7 @@ from scipy.special import bdtr
 from scipy.stats import binom, norm
 from torch.utils.data import Dataset, Subset
 
-from ..configuration_mevit import MEViTConfig
+from ..configuration_mevit import MEViTConfig, promise_digest
 from ..data.identity import encode_digests, select_independent
 from ..exit_policy_mevit import EXIT_POLICIES
 from ..modeling_mevit import MEViTForImageClassification
@@ -154,16 +154,19 @@ class CalibrationResult:
             return
         thresholds = [max(threshold, 0.0) for threshold in found.thresholds]  # JSON has no infinity; no score is < 0
         config.exit_policy, config.exit_thresholds, config.early_exit = found.policy, thresholds, True
-        config.calibration = {
+        promise = {
             "target": self.target.to_dict(),
             "operating_point": {**found.to_dict(), "thresholds": thresholds},
+        }
+        config.calibration = {
+            **promise,
             "data": self.data
             and {
                 **self.data,
                 "dropped_copies": self.dropped_copies,
                 "dropped_training_images": self.dropped_training_images,
             },
-            "made_for": self.made_for,
+            "made_for": self.made_for and {**self.made_for, "promise": promise_digest(promise)},
         }
 
     def __str__(self) -> str:
@@ -178,14 +181,14 @@ class CalibrationResult:
         if found and confidence:
             lines.append(
                 f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
-                f"corrected: with probability {confidence:.0%}, the true accuracy drop is at most {drop:.2%}."
+                f"corrected: with probability {100 * confidence:g}%, the true accuracy drop is at most {drop:.2%}."
             )
         if not found and not confidence:
             lines.append("No thresholds that let an image leave early are better than running every image to the end.")
         if not found and confidence:
             lines.append(
                 f"No thresholds that save cost can be certified for a drop of at most {drop:.2%} with probability "
-                f"{confidence:.0%}."
+                f"{100 * confidence:g}%."
             )
         if failed:
             needed = self.required_sample_size
@@ -317,7 +320,7 @@ def check_sample_size(num_samples: int, target: CalibrationTarget) -> None:
     if fewest is not None and num_samples < fewest:
         raise ValueError(
             f"at least {fewest} images are needed to certify a drop of at most {drop:.2%} with probability "
-            f"{confidence:.0%}, even if none is harmed, got {num_samples}."
+            f"{100 * confidence:g}%, even if none is harmed, got {num_samples}."
         )
 
 

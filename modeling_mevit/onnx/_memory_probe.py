@@ -40,7 +40,7 @@ def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
 
     if threads:
         torch.set_num_threads(threads)
-    model = AutoModelForImageClassification.from_pretrained(path).eval()
+    model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=False).eval()
 
     @torch.inference_mode()
     def run(image: np.ndarray) -> Any:

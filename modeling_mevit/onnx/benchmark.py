@@ -129,7 +129,7 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> list[Way]:
     model = MEViTForImageClassification.from_pretrained(checkpoint).eval()
     plain = directory / "plain"
     model.to_vit().save_pretrained(plain)
-    AutoImageProcessor.from_pretrained(checkpoint).save_pretrained(plain)
+    AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(plain)
     main_export(str(plain), directory / "plain_onnx", task="image-classification")
     ways = [
         Way("plain ViT", "PyTorch", "torch", plain),

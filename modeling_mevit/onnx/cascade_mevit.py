@@ -40,6 +40,7 @@ CLS, PATCHES = slice(0, 1), slice(1, None)  # tokens
 
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 MAX_EXITS = 1000
+MAX_LAYER = 10_000
 MAX_SIDE = 4096  # of an image that is resized or cropped, in pixels
 MAX_JSON = 2**26  # bytes
 READ_AT_ONCE = 2**20  # bytes
@@ -124,7 +125,7 @@ class Cascade:
         self.directory = Path(directory)
         stages = read_stages(self.directory) if stages is None else stages
         self.config = _read(self.directory, "config.json") if config is None else config
-        check_config(self.config, len(stages))
+        check_config(self.config, stages)
         size = self.config["image_size"]
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
         self.labels = read_labels(self.config)
@@ -306,7 +307,7 @@ class Cascade:
             if given is not None:
                 raise ValueError("exit_thresholds need early_exit=True; without it no image leaves early.")
             return np.full(num_early, -np.inf, dtype=np.float32)
-        given = self.config["exit_thresholds"] if given is None else given
+        given = self.config.get("exit_thresholds") if given is None else given
         if given is None:
             raise ValueError("early exit needs exit_thresholds; neither the call nor the export has any.")
         thresholds = np.asarray(given, dtype=np.float32)
@@ -363,7 +364,11 @@ def graph_in(directory: Path, name: Any) -> Path:
 
 
 def read_stages(directory: Path) -> list[dict[str, Any]]:
-    """The graphs of an exported cascade: `exit_layer`, the files `stage` and `query`, and the `cost` of leaving there.
+    """The graphs of an exported cascade.
+
+    Returns:
+        For each exit its `exit_layer`, the files `stage` and `query`, the exit policy whose `score` these give, and
+        the `cost` of leaving there.
 
     Raises:
         ValueError: where cascade.json is missing, malformed or of an older version.
@@ -377,7 +382,7 @@ def read_stages(directory: Path) -> list[dict[str, Any]]:
         )
     _must("stages in cascade.json", are_objects and 0 < len(stages) <= MAX_EXITS, f"1 to {MAX_EXITS} objects", stages)
     layers: list[Any] = [stage.get("exit_layer") for stage in stages]
-    _must("exit_layer in cascade.json", all(_is_count(layer, LARGEST) for layer in layers), "a layer number", layers)
+    _must("exit_layer in cascade.json", all(_is_count(layer, MAX_LAYER) for layer in layers), "a layer number", layers)
     _must("the exit layers in cascade.json", layers == sorted(set(layers)), "in ascending order", layers)
     for stage in stages:
         for graph in ("stage", "query"):
@@ -385,15 +390,15 @@ def read_stages(directory: Path) -> list[dict[str, Any]]:
     return stages
 
 
-def check_config(config: dict[str, Any], num_exits: int) -> None:
+def check_config(config: dict[str, Any], stages: list[dict[str, Any]]) -> None:
     """Checks what the runtime needs of a config.json.
 
     Args:
         config: what it holds.
-        num_exits: E, of the cascade.
+        stages: of the cascade.
 
     Raises:
-        ValueError: where a field is missing or malformed.
+        ValueError: where a field is missing, malformed or not that of the graphs.
     """
     sides = config.get("image_size")
     sides = sides if isinstance(sides, (list, tuple)) else [sides, sides]
@@ -403,10 +408,14 @@ def check_config(config: dict[str, Any], num_exits: int) -> None:
     _must("num_channels in config.json", _is_count(channels, MAX_SIDE), f"a number from 1 to {MAX_SIDE}", channels)
     early_exit, policy = config.get("early_exit"), config.get("exit_policy")
     _must("early_exit in config.json", isinstance(early_exit, bool), "true or false", early_exit)
-    _must("exit_policy in config.json", isinstance(policy, str), "a name", policy)
+    scores = [stage.get("score") for stage in stages]
+    _must("exit_policy in config.json", scores == [policy] * len(stages), f"that of the graphs, {scores[0]!r}", policy)
+    layers = [stage["exit_layer"] for stage in stages]
+    given = config.get("exit_layers")
+    _must("exit_layers in config.json", given == layers, f"those of the graphs, {layers}", given)
     thresholds = config.get("exit_thresholds")
-    are_thresholds = thresholds is None or _is_number(thresholds) or _are_numbers(thresholds, num_exits - 1)
-    _must("exit_thresholds in config.json", are_thresholds, f"null, one number or {num_exits - 1}", thresholds)
+    are_thresholds = thresholds is None or _is_number(thresholds) or _are_numbers(thresholds, len(stages) - 1)
+    _must("exit_thresholds in config.json", are_thresholds, f"null, one number or {len(stages) - 1}", thresholds)
 
 
 def read_labels(config: dict[str, Any]) -> list[str]:

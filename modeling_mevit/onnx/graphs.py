@@ -60,12 +60,14 @@ def cascade_files(exit_layer: int) -> tuple[GraphFile, GraphFile]:
 
 
 def cascade_stages(config: MEViTConfig) -> list[dict[str, Any]]:
-    """What cascade.json lists of each exit: `exit_layer`, the files `stage` and `query`, and the `cost` of leaving."""
+    """What cascade.json lists of each exit: `exit_layer`, the files `stage` and `query`, the exit policy whose `score`
+    they give, and the `cost` of leaving."""
     costs = dynamic_exit_costs(config)
     stages = []
     for layer in config.exit_layers:
         stage, query = cascade_files(layer)
-        stages.append({"exit_layer": layer, "stage": stage.name, "query": query.name, "cost": costs[layer]})
+        graphs = {"stage": stage.name, "query": query.name, "score": config.exit_policy}
+        stages.append({"exit_layer": layer, **graphs, "cost": costs[layer]})
     return stages
 
 

@@ -234,9 +234,9 @@ def _target(target: dict[str, Any], dtype: str | None) -> str:
             "calibration does not say for which weights. Nothing is promised until it is run again."
         )
     return (
-        f"Certified: with probability {confidence:.0%} over the draw of the calibration images, early exit loses at "
-        f"most {drop:.2%} in accuracy against the last exit on images like those ({target['bound']} bound), if those "
-        f"images neither trained the model nor chose its recipe. This holds for these weights in {dtype}."
+        f"Certified: with probability {100 * confidence:g}% over the draw of the calibration images, early exit loses "
+        f"at most {drop:.2%} in accuracy against the last exit on images like those ({target['bound']} bound), if "
+        f"those images neither trained the model nor chose its recipe. This holds for these weights in {dtype}."
     )
 
 

@@ -32,7 +32,8 @@ class RecordedHub:
     def upload_folder(self, **kwargs: Any) -> Future:
         folder = Path(kwargs["folder_path"])
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        sent = filter_repo_objects(names, ignore_patterns=kwargs.get("ignore_patterns"))
+        patterns = {name: kwargs.get(name) for name in ("allow_patterns", "ignore_patterns")}
+        sent = filter_repo_objects(names, **patterns)
         self.uploads.append({**kwargs, "files": {name: (folder / name).read_bytes() for name in sent}})
         done: Future = Future()
         done.set_result(None)

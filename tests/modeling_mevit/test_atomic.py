@@ -148,3 +148,29 @@ def test_a_killed_process_holds_no_lock(directory):
     with locked(directory):
         pass
     assert not (directory / ".cache").exists()
+
+
+def test_a_link_in_place_of_the_directory_to_work_in_is_refused(tmp_path):
+    """What lies behind it is not ours to remove."""
+    checkpoint, elsewhere = tmp_path / "checkpoint", tmp_path / "elsewhere"
+    (elsewhere / "huggingface" / "mevit").mkdir(parents=True)
+    (elsewhere / "huggingface" / "mevit" / "mine").touch()
+    checkpoint.mkdir()
+    (checkpoint / ".cache").symlink_to(elsewhere)
+    with (
+        pytest.raises(ValueError, match=r"\.cache must be a directory, .* it is a link to .*elsewhere"),
+        locked(checkpoint),
+    ):
+        raise AssertionError("locked")
+    with pytest.raises(ValueError, match="it is a link to"), staged(checkpoint):
+        raise AssertionError("staged")
+    assert (elsewhere / "huggingface" / "mevit" / "mine").is_file()
+
+
+def test_a_directory_that_was_made_to_be_locked_is_removed_where_nothing_was_written(tmp_path):
+    with locked(tmp_path / "new"):
+        pass
+    assert not (tmp_path / "new").exists()
+    with locked(tmp_path / "new"):
+        write_text(tmp_path / "new" / "file.txt", "text")
+    assert (tmp_path / "new" / "file.txt").read_text() == "text"

@@ -139,6 +139,22 @@ def test_pickled_weights_are_not_read(mevit, checkpoint, photos, tmp_path):
     assert not trap.exists() and not (checkpoint / "evaluation.json").exists()
 
 
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "config.json"])
+def test_code_of_a_checkpoint_is_not_run(mevit, checkpoint, photos, tmp_path, monkeypatch, file):
+    """Not even where whoever is asked says yes, which a pipe may do."""
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    trap = tmp_path / "trap"
+    (checkpoint / "evil.py").write_text(f"open({str(trap)!r}, 'w').close()\n")
+    named = {"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "evil.Evil"}}
+    if file == "config.json":
+        named = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    content = json.loads((checkpoint / file).read_text())
+    (checkpoint / file).write_text(json.dumps({**content, **named}))
+    code, _ = mevit("predict", checkpoint, photos / "test" / "teal" / "0.png")
+    assert code.startswith("mevit: error: ") and "trust_remote_code" in code and "\n" not in code
+    assert not trap.exists()
+
+
 def test_weights_that_do_not_fit_the_config(mevit, checkpoint, photos):
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
@@ -147,7 +163,14 @@ def test_weights_that_do_not_fit_the_config(mevit, checkpoint, photos):
     assert "\n" not in code
 
 
-@pytest.mark.parametrize("content", ["{not json", "[1]", '"text"', "", {"hidden_size": "many"}, {"image_size": []}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{not json", "[1]", '"text"', "", {"hidden_size": "many"}, {"image_size": []}),
+        {"quantization_config": "size"},
+        {"pruned_heads": "size"},
+    ],
+)
 def test_a_config_that_is_malformed(mevit, checkpoint, photos, content):
     if isinstance(content, dict):
         content = json.dumps({**json.loads((checkpoint / "config.json").read_text()), **content})
@@ -209,6 +232,8 @@ def test_the_snippet_of_the_readme_sees_what_predict_sees(mevit, checkpoint, tmp
     (tmp_path / "runs").mkdir()
     shutil.copytree(checkpoint, tmp_path / "runs" / "demo")
     save_file(noisy, tmp_path / "runs" / "demo" / "model.safetensors", metadata={"format": "pt"})
+    grey = np.random.default_rng(1).integers(0, 65536, (16, 16), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -216,11 +241,12 @@ def test_the_snippet_of_the_readme_sees_what_predict_sees(mevit, checkpoint, tmp
     monkeypatch.chdir(tmp_path)
     readme = (ROOT / "README.md").read_text()
     snippet = re.search(r"## Use\n\n```python\n(.*?outputs = model\(pixel_values\)\n)", readme, re.DOTALL)
-    names: dict = {}
-    exec(snippet[1], names)
-    probability, label = names["outputs"].logits.softmax(-1)[0].max(-1)
-    answer = mevit("predict", "runs/demo", "image.jpg")[1].strip().split("\t")
-    assert answer[1:3] == [names["model"].config.id2label[label.item()], f"{probability:.3f}"]
+    for file in ("grey.png", "image.jpg"):
+        names: dict = {}
+        exec(snippet[1].replace("image.jpg", file), names)
+        probability, label = names["outputs"].logits.softmax(-1)[0].max(-1)
+        answer = mevit("predict", "runs/demo", file)[1].strip().split("\t")
+        assert answer[1:3] == [names["model"].config.id2label[label.item()], f"{probability:.3f}"]
     sideways = names["image_processor"](Image.open("image.jpg"), return_tensors="pt")["pixel_values"]
     assert not torch.allclose(names["model"](sideways).logits, names["outputs"].logits, atol=1e-3)
     assert type(names["model"]) is type(AutoModelForImageClassification.from_pretrained("runs/demo"))

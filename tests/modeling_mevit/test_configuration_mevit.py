@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from modeling_mevit import MEViTConfig
-from modeling_mevit.configuration_mevit import validate_config_fields
+from modeling_mevit.configuration_mevit import promise_digest, validate_config_fields
 from tests.helpers.models import TINY
 
 
@@ -323,7 +323,43 @@ def certified_config() -> MEViTConfig:
         "data": None,
         "made_for": {**config.made_for(), "dtype": "float32", "weights": "0" * 16},
     }
+    config.calibration["made_for"]["promise"] = promise_digest(config.calibration)
     return config
+
+
+CALIBRATION = {
+    "target": {"max_accuracy_drop": 0.01},
+    "operating_point": {"policy": "margin", "thresholds": [0.25, 0.5]},
+    "data": {"name": "pets", "split": "validation", "half": None, "image_digests": ""},
+    "made_for": {"dtype": "float32"},
+}
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [
+        *({**CALIBRATION, name: 3} for name in CALIBRATION),
+        *(
+            {**CALIBRATION, "operating_point": point}
+            for point in ({"a": 1}, {"policy": 1}, {"policy": "a", "thresholds": 1})
+        ),
+        *({**CALIBRATION, "data": data} for data in ({"a": 1}, {**CALIBRATION["data"], "image_digests": [1]})),
+        *(
+            {**CALIBRATION, "data": {**CALIBRATION["data"], name: value}}
+            for name, value in [("name", 1), ("image_digests", "AA!A")]
+        ),
+        *({**CALIBRATION, "made_for": {name: []}} for name in ("dtype", "architecture", "promise")),
+        *({"promise": promise, "policy": "margin", "measured": {}} for promise in (None, {}, {"a": 1})),
+        *("text", 3, []),
+    ],
+    ids=str,
+)
+def test_a_calibration_that_is_malformed_is_named(tmp_path, calibration):
+    certified_config().save_pretrained(tmp_path)
+    MEViTConfig(**{**TINY, "calibration": CALIBRATION})
+    edit_file(tmp_path, calibration=calibration)
+    with pytest.raises(ValueError, match="calibration must be an object as `mevit calibrate` writes it, got"):
+        MEViTConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.configuration_mevit import promise_digest
 from modeling_mevit.encoder_layer_mevit import encoder_layers
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from modeling_mevit.modeling_mevit import weights_digest
@@ -303,6 +304,7 @@ def certified_model() -> MEViTForImageClassification:
         "data": None,
         "made_for": model.made_for(),
     }
+    model.config.calibration["made_for"]["promise"] = promise_digest(model.config.calibration)
     return model
 
 
@@ -359,8 +361,12 @@ def swap_layers(model):
         (change_a_weight, "the weights are others"),
         (swap_layers, "the weights are others"),
         (lambda model: model.config.calibration.pop("made_for"), "does not say which weights it was made for"),
+        (
+            lambda model: model.config.calibration["target"].update(max_accuracy_drop=0.001),
+            "the target, or what was measured for it, is not what calibration wrote",
+        ),
     ],
-    ids=["thresholds", "policy", "precision", "a weight", "layers", "older calibration"],
+    ids=["thresholds", "policy", "precision", "a weight", "layers", "older calibration", "target"],
 )
 @torch.no_grad()
 def test_a_certificate_is_gone_with_what_it_was_made_for(pixel_values, change, message):
@@ -369,6 +375,28 @@ def test_a_certificate_is_gone_with_what_it_was_made_for(pixel_values, change, m
     with pytest.warns(UserWarning, match=f"certificate of early exit is gone: .*{message}"):
         assert model.certificate is None
     assert model(pixel_values).exit_layer is not None  # early exit still runs
+
+
+@pytest.mark.parametrize("thresholds", [{0.5: 2}, [0.5], [float("inf")] * 2, "no"], ids=str)
+def test_thresholds_that_are_none_leave_no_certificate(thresholds):
+    model = certified_model()
+    model.config.exit_thresholds = thresholds
+    with pytest.warns(UserWarning, match="certificate of early exit is gone: exit_thresholds are"):
+        assert model.certificate is None
+
+
+class QuantizedLinear(torch.nn.Linear):
+    """Has other things than tensors in its state, as quantized modules do."""
+
+    def get_extra_state(self):
+        return "qint8", 0.5
+
+
+def test_a_model_that_was_quantized_in_place_has_no_certificate():
+    model = certified_model()
+    model.exits["2"].classifier = QuantizedLinear(*reversed(model.exits["2"].classifier.weight.shape))
+    with pytest.warns(UserWarning, match="certificate of early exit is gone: the weights are others"):
+        assert model.certificate is None
 
 
 def test_an_edited_file_is_told_and_runs(tmp_path, pixel_values):

@@ -396,7 +396,7 @@ def test_hub_data_set_that_cannot_be_loaded(monkeypatch, error):
 
 
 def test_hub_data_set_without_a_hub(monkeypatch, tmp_path):
-    """What is in the cache is read from there; for anything else nobody waits."""
+    """Nobody waits for what the cache does not hold."""
     monkeypatch.setattr(data, "answers", lambda name, kind: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: datasets.DatasetDict(train=rows_of([0, 1] * 20)))

@@ -99,6 +99,15 @@ def test_images_of_other_numbers_are_refused(tmp_path, values, message):
 # Transforms
 
 
+@pytest.mark.parametrize("height", [1, 3])
+def test_a_flat_image_is_not_taken_for_one_with_channels_first(height):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, 60, 3), dtype=np.uint8))
+    processor = image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)
+    resized = np.asarray(image.resize((20, 20), Image.Resampling.BILINEAR))[2:18, 2:18] / 255
+    expected = (resized - [0.4, 0.5, 0.6]) / [0.2, 0.3, 0.4]
+    assert np.allclose(evaluation_transform(processor)(image).permute(1, 2, 0).numpy(), expected, atol=0.03)
+
+
 @pytest.mark.parametrize(
     ("arguments", "resized"),
     [

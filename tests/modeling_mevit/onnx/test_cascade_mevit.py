@@ -287,6 +287,11 @@ SIZE = {"height": 16, "width": 16}
             {"stages": [{"query": "q.onnx"}]},
             r"exit_layer in cascade.json must be a layer number, got \[None",
         ),
+        (
+            "cascade",
+            {"stages": [{"query": "q.onnx", "exit_layer": HUGE**4}]},
+            "exit_layer in cascade.json must be a l",
+        ),
         ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}] * 2}, "must be in ascending order"),
         ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}]}, "the name of a file of .* got None"),
         (
@@ -300,7 +305,13 @@ SIZE = {"height": 16, "width": 16}
         ("config", {"num_channels": HUGE}, "num_channels in config.json must be a number from 1 to 4096, got 1000"),
         ("config", {"num_channels": 1}, r"must be those of the first graph, \[3, 16, 16\], got \[1, 16, 16\]"),
         ("config", {"early_exit": "yes"}, "early_exit in config.json must be true or false, got 'yes'"),
-        ("config", {"exit_policy": 3}, "exit_policy in config.json must be a name, got 3"),
+        ("config", {"exit_policy": 3}, "exit_policy in config.json must be that of the graphs, 'uncertainty', got 3"),
+        ("config", {"exit_policy": "entropy"}, "exit_policy in config.json must be that of the graphs, 'uncertainty'"),
+        (
+            "config",
+            {"exit_layers": [1, 3, 4]},
+            r"exit_layers in config.json must be those of the graphs, \[2, 3, 4\], g",
+        ),
         (
             "config",
             {"exit_thresholds": [0.5] * 3},
@@ -337,6 +348,14 @@ def test_malformed_fields_are_named(copied, file, fields, message):
     with pytest.raises(ValueError, match=message) as raised:
         Cascade(copied)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+
+
+def test_thresholds_that_are_gone_are_told(copied):
+    config = json.loads((copied / "config.json").read_text())
+    del config["exit_thresholds"]
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="early exit needs exit_thresholds; neither the call nor the export has any"):
+        Cascade(copied)(np.zeros((1, 3, 16, 16), dtype=np.float32))
 
 
 def test_graphs_of_another_kind_are_named(copied):

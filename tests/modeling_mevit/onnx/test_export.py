@@ -56,7 +56,13 @@ def test_each_fact_lies_in_one_file(exported, calibrated_model):
         "precision": "float32",
         "target": None,
         "stages": [
-            {"exit_layer": k, "stage": f"stage_{k}.onnx", "query": f"query_{k}.onnx", "cost": costs[k]}
+            {
+                "exit_layer": k,
+                "stage": f"stage_{k}.onnx",
+                "query": f"query_{k}.onnx",
+                "score": "uncertainty",
+                "cost": costs[k],
+            }
             for k in (2, 3, 4)
         ],
     }
