@@ -137,8 +137,8 @@ def check_export_of(config: MEViTConfig, exported: Path) -> None:
         raise ValueError(f"{exported} must be of the checkpoint as it is calibrated now; export it again.")
 
 
-def _calibrated_for(config: MEViTConfig) -> tuple[str, Any]:
-    return config.exit_policy, (config.calibration or {}).get("target")
+def _calibrated_for(config: MEViTConfig) -> tuple[str, str, Any]:
+    return config.exit_policy, config.exit_combination, (config.calibration or {}).get("target")
 
 
 def output_directory(checkpoint: str, output: Path | None) -> Path:

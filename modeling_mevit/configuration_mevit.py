@@ -16,7 +16,7 @@ import torch
 from transformers import ViTConfig
 from transformers.activations import ACT2FN
 
-from .exit_policy_mevit import EXIT_POLICIES
+from .exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES
 
 
 UNCERTAINTY_INPUTS = ("probabilities", "logits")
@@ -45,6 +45,9 @@ class MEViTConfig(ViTConfig):
             paper.
         exit_policy: which score says that an exit is sure, low being sure: `"uncertainty"`, `"confidence"`,
             `"entropy"`, `"margin"` or `"patience"`.
+        exit_combination: what an exit predicts with, and what its score is taken of: `"none"`, its own logits, or
+            `"mean"`, the mean of the log-probabilities of the exits passed so far, itself included. Training does
+            not depend on it, so that it can be changed in a trained model; calibrate again afterwards.
         exit_thresholds: a sample leaves at an early exit whose score is under its threshold: one number for all early
             exits, or one for each, the last exit having none. Calibration chooses them.
         early_exit: whether `model(pixel_values)` in eval mode lets samples leave early.
@@ -87,6 +90,7 @@ class MEViTConfig(ViTConfig):
         exit_layers: list[int] | None = None,
         uncertainty_input: str = "probabilities",
         exit_policy: str = "uncertainty",
+        exit_combination: str = "none",
         exit_thresholds: list[float] | float | None = None,
         early_exit: bool = False,
         calibration: dict[str, Any] | None = None,
@@ -103,6 +107,7 @@ class MEViTConfig(ViTConfig):
         self.exit_layers = list(exit_layers)
         self.uncertainty_input = uncertainty_input
         self.exit_policy = exit_policy
+        self.exit_combination = exit_combination
         self.exit_thresholds = exit_thresholds
         self.early_exit = early_exit
         self.calibration = calibration
@@ -115,6 +120,7 @@ class MEViTConfig(ViTConfig):
         _check_exit_layers(self.exit_layers, self.num_hidden_layers)
         _check_choice("uncertainty_input", self.uncertainty_input, UNCERTAINTY_INPUTS)
         _check_choice("exit_policy", self.exit_policy, EXIT_POLICIES)
+        _check_choice("exit_combination", self.exit_combination, EXIT_COMBINATIONS)
         _check_training_images(self.training_images)
         _check_choice("problem_type", self.problem_type, (None, "single_label_classification"))
         if self.exit_policy == "margin" and self.num_labels < 2:
@@ -162,8 +168,13 @@ class MEViTConfig(ViTConfig):
         return [float(one) for one in thresholds]
 
     def made_for(self) -> dict[str, Any]:
-        """What a calibration of this config holds for: `exit_layers`, and `architecture`, the digest of its fields."""
-        return {"exit_layers": list(self.exit_layers), "architecture": architecture_digest(self.to_dict())}
+        """What a calibration of this config holds for: `exit_layers`, `exit_combination`, and `architecture`, the
+        digest of its fields."""
+        return {
+            "exit_layers": list(self.exit_layers),
+            "exit_combination": self.exit_combination,
+            "architecture": architecture_digest(self.to_dict()),
+        }
 
     def calibration_mismatches(self) -> list[str]:
         """What differs from what the calibration was made for, as far as a config tells; empty where nothing does."""
@@ -177,8 +188,12 @@ class MEViTConfig(ViTConfig):
             differing.append("exit_thresholds are gone")
         elif point and point.get("thresholds") != thresholds:
             differing.append(f"exit_thresholds are {thresholds}, not {point.get('thresholds')}")
+        made_for = calibration.get("made_for") or {}
+        combination = made_for.get("exit_combination", "none")  # older ones do not tell
+        if calibration and combination != self.exit_combination:
+            differing.append(f"exit_combination is {self.exit_combination!r}, not {combination!r}")
         found = self.made_for()
-        made_for = {**found, **(calibration.get("made_for") or {})}
+        made_for = {**found, **made_for}
         if found["exit_layers"] != made_for["exit_layers"]:
             differing.append(f"exit_layers are {self.exit_layers}, not {made_for['exit_layers']}")
         elif found["architecture"] != made_for["architecture"]:

@@ -3,7 +3,8 @@
 """Exit policies: the score that says whether an exit is sure enough for a sample to leave.
 
 A score is one number per sample and exit, low if the exit is sure; a sample leaves at its first exit whose score is
-under that exit's threshold. All functions are pure and work in float32, whatever the logits' precision.
+under that exit's threshold. What an exit predicts with, and is scored by, is its own logits or their combination with
+those of the exits passed before. All functions are pure and work in float32, whatever the logits' precision.
 
 B samples, E exits in ascending order, L labels.
 """
@@ -13,7 +14,73 @@ from torch import Tensor
 
 
 EXIT_POLICIES = ("uncertainty", "confidence", "entropy", "margin", "patience")
+EXIT_COMBINATIONS = ("none", "mean")
 NO_LABEL = -1
+
+
+def combine_exit(
+    combination: str, logits: Tensor, log_probability_sum: Tensor, num_exits: int
+) -> tuple[Tensor, Tensor]:
+    """What one exit predicts with, where the exits are run one after another.
+
+    Under `"mean"` it is the mean of the log-probabilities (log-softmax) of this exit and of those passed before. Its
+    softmax is that of a geometric mean of probabilities. Where logits are not all finite, neither is the combination
+    of this exit or of a later one.
+
+    Args:
+        combination: one of `EXIT_COMBINATIONS`.
+        logits: (..., L), of the exit.
+        log_probability_sum: (..., L), float32, of the exits passed before; zeros at the first exit.
+        num_exits: how many exits have been passed with this one.
+
+    Returns:
+        The exit's combination (..., L), which under `"none"` is its logits, and the sum to go on with (..., L).
+
+    Raises:
+        ValueError: if the combination is unknown.
+    """
+    if combination == "none":
+        return logits, log_probability_sum
+    if combination == "mean":
+        log_probability_sum = log_probability_sum + logits.float().log_softmax(-1)
+        return log_probability_sum / num_exits, log_probability_sum
+    raise ValueError(
+        f"exit_combination must be one of {', '.join(map(repr, EXIT_COMBINATIONS))}; got {combination!r}."
+    )
+
+
+def combine_exits(combination: str, exit_logits: Tensor) -> Tensor:
+    """What every exit predicts with: [`combine_exit`] from the first exit to the last.
+
+    Args:
+        combination: one of `EXIT_COMBINATIONS`.
+        exit_logits: (B, E, L), of the exits themselves.
+
+    Returns:
+        (B, E, L); under `"mean"` float32, whatever the logits' precision.
+
+    Raises:
+        ValueError: if the combination is unknown.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> exit_logits = torch.tensor([[[0.8, 0.2], [0.2, 0.8]]]).log()  # 1 sample, 2 exits, 2 labels
+    >>> combine_exits("mean", exit_logits).exp()  # √(0.8 · 0.2) twice at the second exit
+    tensor([[[0.8000, 0.2000],
+             [0.4000, 0.4000]]])
+
+    ```
+    """
+    if combination == "none":
+        return exit_logits
+    log_probability_sum = torch.zeros_like(exit_logits[:, 0], dtype=torch.float32)
+    combined = []
+    for num_exits, logits in enumerate(exit_logits.unbind(1), start=1):
+        predicted_with, log_probability_sum = combine_exit(combination, logits, log_probability_sum, num_exits)
+        combined.append(predicted_with)
+    return torch.stack(combined, dim=1)
 
 
 def confidence_score(logits: Tensor) -> Tensor:
@@ -157,7 +224,8 @@ def exit_scores(policy: str, exit_logits: Tensor, exit_uncertainty: Tensor | Non
 
     Args:
         policy: one of `EXIT_POLICIES`.
-        exit_logits: (B, E, L). Under `"patience"` of all exits; the other scores are each exit's own.
+        exit_logits: (B, E, L), what the exits predict with ([`combine_exits`]). Under `"patience"` of all exits; the
+            other scores are each exit's own.
         exit_uncertainty: (B, E), predicted, equation 3; only `"uncertainty"` needs it.
 
     Returns:

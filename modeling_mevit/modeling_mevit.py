@@ -30,7 +30,7 @@ from .encoder_layer_mevit import (
     recorded_attentions,
     runs_whole,
 )
-from .exit_policy_mevit import NO_LABEL, exit_labels, exit_scores, patience_score
+from .exit_policy_mevit import NO_LABEL, combine_exit, combine_exits, exit_labels, exit_scores, patience_score
 from .loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from .vit_backbone_mevit import load_backbone, patch_grid, read_vit
 
@@ -47,11 +47,15 @@ except ImportError:  # it is not of PyTorch's public interface, and checkpoints 
 class MEViTOutput(ModelOutput):
     """What [`MEViTForImageClassification`] returns.
 
+    In eval mode `logits`, `exit_scores` and `exit_uncertainty` are those of what an exit predicts with, which
+    `config.exit_combination` says. Losses, and everything in training mode, are of each exit's own logits.
+
     Args:
         loss: (), with `labels`: equation 1 summed over the exits.
-        logits: (B, L), of the last exit; with early exit, of the exit that each sample took.
+        logits: (B, L), of the last exit; with early exit, of the exit that each sample took. Float32 under `"mean"`.
         exit_layer: (B,), int64, with early exit: layer of the exit that each sample took.
-        exit_logits: (B, E, L), without early exit: of every exit, in the order of `config.exit_layers`.
+        exit_logits: (B, E, L), without early exit: every exit's own, in the order of `config.exit_layers`;
+            [`combine_exits`] makes of them what the exits predict with.
         exit_scores: (B, E), float32, without early exit: score of every exit under `config.exit_policy`, low if it is
             sure.
         exit_uncertainty: (B, E), without early exit: predicted uncertainty of every exit, equation 3, in (0, 1).
@@ -113,11 +117,13 @@ class MEViTUncertaintyPredictor(nn.Module):
             self.weight[:, 0] -= 4
 
     def forward(self, exit_logits: Tensor) -> Tensor:
-        """Logits (B, E, L) of any exits → their uncertainty (B, E)."""
+        """Logits (B, E, L) of any exits, or their combination → their uncertainty (B, E)."""
         features = exit_logits
         if self.input == "probabilities":
             features = exit_logits.softmax(-1).sort(-1, descending=True).values
         weight = self.weight.expand(features.shape[1], -1)
+        if weight.dtype != features.dtype:  # a combination is in float32, whatever the model's precision
+            weight = weight.to(features.dtype)
         return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + self.bias)
 
 
@@ -228,17 +234,22 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         exit_logits, hidden_states, attentions = self._run_all_exits(
             self._embed(pixel_values, interpolate_pos_encoding), output_hidden_states, output_attentions
         )
-        exit_uncertainty = self.uncertainty(exit_logits).to(exit_logits.device)  # (B, E)
+        # in training mode each exit stands by itself
+        combination = "none" if self.training else config.exit_combination
+        combined = combine_exits(combination, exit_logits)  # (B, E, L)
+        exit_uncertainty = self.uncertainty(combined).to(combined.device)  # (B, E)
         loss = None
         if labels is not None:
             labels = labels.to(exit_logits.device)
+            is_own = combination == "none"
+            own_uncertainty = exit_uncertainty if is_own else self.uncertainty(exit_logits).to(exit_logits.device)
             loss = cross_entropy(exit_logits, labels).sum()
-            loss = loss + uncertainty_loss(exit_uncertainty, uncertainty_target(exit_logits, labels)).sum()
+            loss = loss + uncertainty_loss(own_uncertainty, uncertainty_target(exit_logits, labels)).sum()
         return MEViTOutput(
             loss=loss,
-            logits=exit_logits[:, -1],
+            logits=combined[:, -1],
             exit_logits=exit_logits,
-            exit_scores=exit_scores(config.exit_policy, exit_logits, exit_uncertainty),
+            exit_scores=exit_scores(config.exit_policy, combined, exit_uncertainty),
             exit_uncertainty=exit_uncertainty,
             hidden_states=hidden_states,
             attentions=attentions,
@@ -314,6 +325,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             return MEViTOutput(logits=hidden_state.new_empty(0, config.num_labels), exit_layer=samples)
         label = torch.full_like(samples, NO_LABEL)  # that the exit before predicted, and how many in a row did
         streak = torch.zeros_like(samples)
+        # of the exits passed, summed
+        log_probabilities = torch.zeros(len(samples), config.num_labels, dtype=torch.float32, device=device)
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
         left_layers: list[Tensor] = []
@@ -329,7 +342,10 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             else:
                 cls_output, (normed, keys, values) = _cls_output(layer, hidden_state)
                 logits = self._exit_logits(number, cls_output[:, 0])
-            logits = logits.to(device)
+            place = config.exit_layers.index(number)
+            logits, log_probabilities = combine_exit(
+                config.exit_combination, logits.to(device), log_probabilities, num_exits=place + 1
+            )
 
             if number == config.num_hidden_layers:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
@@ -338,7 +354,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 streak = torch.where(label == previous, streak + 1, 1)
                 score = self._score(logits, streak)
                 # an exit whose logits are not all finite is never sure
-                leaves = (score < thresholds[config.exit_layers.index(number)]) & (label != NO_LABEL)
+                leaves = (score < thresholds[place]) & (label != NO_LABEL)
 
             if leaves.any():
                 left.append(samples[leaves])
@@ -348,6 +364,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                     break
                 stays = ~leaves
                 samples, label, streak = samples[stays], label[stays], streak[stays]
+                log_probabilities = log_probabilities[stays]
                 stays = stays.to(hidden_state.device)
                 hidden_state = hidden_state[stays]
                 if not is_whole:
@@ -371,7 +388,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         return logits
 
     def _score(self, logits: Tensor, streak: Tensor) -> Tensor:
-        """Score (B,) of one exit, from its logits (B, L) and how many exits in a row (B,) predict its label."""
+        """Score (B,) of one exit, from the logits (B, L) that it predicts with, and how many exits in a row (B,)
+        predict its label."""
         policy = self.config.exit_policy
         if policy == "patience":
             return patience_score(streak, num_exits=len(self.config.exit_layers))
@@ -384,8 +402,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}`.
 
         None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
-        exits, fields of the architecture, the precision or the weights are not those of the calibration any more.
-        Reads all weights, which takes about a second for a ViT-B.
+        exits, their combination, fields of the architecture, the precision or the weights are not those of the
+        calibration any more. Reads all weights, which takes about a second for a ViT-B.
         """
         calibration = self.config.calibration
         if calibration is None or not is_certified(calibration):
@@ -401,8 +419,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         """What a calibration of this model holds for, as `config.calibration["made_for"]` keeps it.
 
         Returns:
-            `exit_layers`; `architecture`, the digest of [`MEViTConfig`]; `dtype`; and `weights`, their digest, or None
-            where some are offloaded, so that it cannot be told.
+            `exit_layers`; `exit_combination`; `architecture`, the digest of [`MEViTConfig`]; `dtype`; and `weights`,
+            their digest, or None where some are offloaded, so that it cannot be told.
         """
         # modules that were quantized in place have other things in their state too
         weights = {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
@@ -485,6 +503,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     def truncate(self, exit_layer: int) -> "MEViTForImageClassification":
         """MEViT_k: a copy of the model cut at an exit, with `exit_layer` encoder layers and that one exit.
 
+        Where exits are combined, it keeps the earlier ones too, since that exit predicts with them.
+
         Its weights are those of this model (copied), its exit's norm becomes the backbone's final one, and it is an
         ordinary model to run, save and push.
 
@@ -494,7 +514,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         if exit_layer not in self.config.exit_layers:
             raise ValueError(f"layer {exit_layer} has no exit; the model has exits on {self.config.exit_layers}.")
         config = copy.deepcopy(self.config)
-        config.num_hidden_layers, config.exit_layers = exit_layer, [exit_layer]
+        passed = [layer for layer in self.config.exit_layers if layer <= exit_layer]
+        config.num_hidden_layers = exit_layer
+        config.exit_layers = passed[-1:] if config.exit_combination == "none" else passed
         config.early_exit, config.exit_thresholds, config.calibration = False, None, None
         with torch.device("meta"):
             model = type(self)(config)

@@ -23,6 +23,7 @@ from transformers.utils import PushInProgress
 
 from ._extras import missing_for_training
 from .exit_initialization import standardize_exits
+from .exit_policy_mevit import combine_exits
 from .loss_mevit import cross_entropy, distillation_loss, uncertainty_loss, uncertainty_target
 from .reports.model_card import write_card
 from .training_args import MEViTTrainingArguments
@@ -226,10 +227,15 @@ class MEViTTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Runs all exits and keeps their logits, where [`Trainer`] would keep those of the last one."""
+        """Runs all exits and keeps what they predict with, where [`Trainer`] would keep the last one's logits."""
         inputs = {**inputs, "early_exit": False}
         ignored = {"logits", *self.model.config.keys_to_ignore_at_inference} - {"exit_logits"}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys or list(ignored))
+        loss, logits, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys or list(ignored)
+        )
+        if logits is not None and not ignore_keys:
+            logits = combine_exits(self.model.config.exit_combination, logits)
+        return loss, logits, labels
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each loss term of each exit since the last log: `loss_cross_entropy/exit_6` and so on."""

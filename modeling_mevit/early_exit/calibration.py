@@ -116,8 +116,9 @@ class CalibrationResult:
         data: the calibration images, as [`ImageClassificationDataset.describe`] tells them.
         dropped_copies: images that were not counted, since an image of the same content was.
         dropped_training_images: images that were not counted, since they trained the model.
-        made_for: exits, architecture, precision and weights that this holds for, as the model's `made_for` tells them;
-            of the cascade of an export the first two alone, since precision and weights are in its graphs.
+        made_for: exits, their combination, architecture, precision and weights that this holds for, as the model's
+            `made_for` tells them; of the cascade of an export the first three alone, since precision and weights are
+            in its graphs.
     """
 
     target: CalibrationTarget

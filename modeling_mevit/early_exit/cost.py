@@ -53,6 +53,8 @@ def relative_cost(model_class: type[PreTrainedModel], config: ViTConfig, full_la
 def static_exit_costs(config: MEViTConfig, full_last_layer: bool = False) -> dict[int, float]:
     """Cost of the model cut at each exit, relative to the plain ViT of the same size and resolution.
 
+    Where exits are combined, it has the exits before too, and their heads and predictions count.
+
     Args:
         config: of the model with all exits.
         full_last_layer: whether the exit's layer is counted for all tokens, as the paper counts it, where the model

@@ -84,6 +84,7 @@ class Evaluation:
         plain_accuracy: of another model, a plain ViT, on the same images.
         calibration_images: how many of the images chose the thresholds, as far as can be told.
         data: name, split, half and SHA-256 of the images, where the data set tells them.
+        exit_combination: what the exits predicted with, one of `EXIT_COMBINATIONS`.
         predictions: of every exit on every image.
     """
 
@@ -94,6 +95,7 @@ class Evaluation:
     plain_accuracy: float | None
     calibration_images: int
     data: dict[str, Any] | None
+    exit_combination: str
     predictions: ExitPredictions
 
     def with_plain(self, accuracy: float) -> "Evaluation":
@@ -173,6 +175,7 @@ def evaluate(
         plain_accuracy=None,
         calibration_images=calibration_images,
         data=_without_digests(describe()) if describe else None,
+        exit_combination=config.exit_combination,
         predictions=predictions,
     )
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..configuration_mevit import MEViTConfig
-from ..exit_policy_mevit import EXIT_POLICIES, exit_scores, first_exit
+from ..exit_policy_mevit import EXIT_POLICIES, combine_exits, exit_scores, first_exit
 from ..modeling_mevit import MEViTOutput
 from .cost import dynamic_exit_costs
 
@@ -77,7 +77,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class ExitPredictions:
-    """Labels, predictions and scores of all exits.
+    """Labels, predictions and scores of all exits, by what they predict with (`config.exit_combination`).
 
     Args:
         exit_layers: E layer numbers.
@@ -154,7 +154,7 @@ class PredictionCollector:
             ValueError: where a score is NaN.
         """
         assert outputs.exit_logits is not None and outputs.exit_scores is not None  # all exits were run
-        logits = outputs.exit_logits.float().cpu()
+        logits = combine_exits(self.config.exit_combination, outputs.exit_logits.float().cpu())
         for policy in EXIT_POLICIES:
             if policy == self.config.exit_policy:
                 scores = outputs.exit_scores.float().cpu()

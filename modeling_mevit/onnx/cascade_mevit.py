@@ -12,8 +12,9 @@ or, in a program:
 The directory holds config.json (labels, exit policy and thresholds), preprocessor_config.json, cascade.json (which
 lists the graphs), and two graphs for each exit: a stage, from the exit before to the keys and values of this exit's
 layer, and a query graph, which computes that layer for [CLS] first, and for the other tokens only where an image goes
-on. An export is data from anyone: what these files say is checked before anything of that size is made, and files lie
-in the directory itself. One that is not finished has no cascade.json, which is written last.
+on. Where exits are combined, query graphs also take and give the sum of the log-probabilities of the exits passed. An
+export is data from anyone: what these files say is checked before anything of that size is made, and files lie in the
+directory itself. One that is not finished has no cascade.json, which is written last.
 
 A copy of this file lies in every export, to run where the package is not installed. It keeps to Python 3.8, the one of
 JetPack 5 (JetPack 6 has 3.10), which the package itself does not support.
@@ -88,15 +89,6 @@ class Tokens(NamedTuple):
         """Those of some of the samples, by mask."""
         return Tokens(*(array[samples] for array in self))
 
-    def query_inputs(self, tokens: slice) -> dict[str, np.ndarray]:
-        """What the query graph is fed, to compute the layer for some of the tokens."""
-        return {
-            "hidden_queries": np.ascontiguousarray(self.hidden[:, tokens]),
-            "normed_queries": np.ascontiguousarray(self.normed[:, tokens]),
-            "keys": self.keys,
-            "values": self.values,
-        }
-
 
 class Cascade:
     """An exported cascade, whose later stages run only on the images that go on.
@@ -169,15 +161,17 @@ class Cascade:
         logits = np.zeros((len(pixel_values), len(self.labels)), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
         borderline = np.zeros(len(pixel_values), dtype=bool)
-        for place, (samples, exit_logits, scores) in enumerate(self._exits(pixel_values, thresholds)):
+        for place, (samples, answers, scores) in enumerate(self._exits(pixel_values, thresholds)):
             # images that go on are written again at their next exit
-            logits[samples], exit_layer[samples] = exit_logits, self.exit_layers[place]
+            logits[samples], exit_layer[samples] = answers["logits"], self.exit_layers[place]
             if place < len(thresholds):
                 borderline[samples] |= np.abs(scores - thresholds[place]) < BORDERLINE
         return CascadeOutput(logits, exit_layer, borderline)
 
     def every_exit(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Runs images (B, C, H, W) to the end: logits (B, E, L) and scores (B, E) of every exit, float32.
+
+        Logits are each exit's own also where exits are combined; scores are those of the combination.
 
         Raises:
             ValueError: where images have another shape or type.
@@ -187,25 +181,29 @@ class Cascade:
         if not exits:  # no images
             shape = (0, len(self.exit_layers))
             return np.zeros((*shape, len(self.labels)), dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        _, logits, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
+        _, answers, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
+        logits = [one.get("exit_logits", one["logits"]) for one in answers]
         return np.stack(logits, axis=1), np.stack(scores, axis=1)
 
     def _exits(
         self, pixel_values: np.ndarray, thresholds: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
         """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there.
 
         Yields:
-            At each exit that is reached: which images reach it (R,), their logits (R, L) and scores (R,).
+            At each exit that is reached: which images reach it (R,), what its query graph answers, such as `logits`
+            (R, L), and their scores (R,).
         """
         state = pixel_values
         samples = np.arange(len(state))  # which images are still in the batch
         labels, streak = np.full(len(state), -1), np.zeros(len(state), dtype=np.int64)
+        log_probabilities = np.zeros((len(state), len(self.labels)), dtype=np.float32)  # of exits passed, summed
         if not len(samples):
             return
         for place, (stage, query) in enumerate(self.stages):
             tokens = run_stage(stage, state)
-            answers = run(query, tokens.query_inputs(CLS))
+            answers = run(query, query_inputs(query, tokens, CLS, log_probabilities))
+            log_probabilities = answers.get("log_probability_sum", log_probabilities)
             # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
             finite = np.isfinite(answers["logits"]).all(-1)
             predicted = np.where(finite, answers["logits"].argmax(-1), -1)
@@ -215,7 +213,7 @@ class Cascade:
                 scores = answers["score"]
             else:
                 scores = np.where(finite, _patience_score(streak, len(self.stages)), np.float32(np.nan))
-            yield samples, answers["logits"], scores
+            yield samples, answers, scores
             if place == len(thresholds):
                 return
 
@@ -225,8 +223,8 @@ class Cascade:
             if leaves.any():
                 stays = ~leaves
                 samples, labels, streak = samples[stays], labels[stays], streak[stays]
-                tokens, cls = tokens.select(stays), cls[stays]
-            patches = run(query, tokens.query_inputs(PATCHES))["outputs"]
+                tokens, cls, log_probabilities = tokens.select(stays), cls[stays], log_probabilities[stays]
+            patches = run(query, query_inputs(query, tokens, PATCHES, log_probabilities))["outputs"]
             state = np.concatenate((cls, patches), axis=1)
 
     def preprocess(self, images: Sequence[Any]) -> np.ndarray:
@@ -267,7 +265,9 @@ class Cascade:
         """Raises a `ValueError` where graphs are not those of this cascade, or of other sizes than the config says."""
         for place, sessions in enumerate(self.stages):
             stage, query = ({one.name: one.shape for one in session.get_outputs()} for session in sessions)
-            missing = sorted(({"normed", "keys", "values"} - set(stage)) | ({"outputs", "logits"} - set(query)))
+            combines = combines_exits(sessions[1])
+            answers = {"outputs", "logits"} | ({"exit_logits", "log_probability_sum"} if combines else set())
+            missing = sorted(({"normed", "keys", "values"} - set(stage)) | (answers - set(query)))
             if missing:
                 raise ValueError(
                     f"the graphs of exit {self.exit_layers[place]} in {self.directory} must have all outputs of a "
@@ -278,6 +278,14 @@ class Cascade:
                 query["logits"][1:] == [len(self.labels)],
                 f"of as many labels as the logits of exit {self.exit_layers[place]}",
                 f"{len(self.labels)} labels",
+            )
+            combination = "mean" if combines else "none"
+            given = self.config.get("exit_combination", "none")  # a config leaves out what it has by default
+            _must(
+                "exit_combination in config.json",
+                given == combination,
+                f"{combination!r}, which the graphs of exit {self.exit_layers[place]} compute",
+                given,
             )
         expected = [self.config["num_channels"], *self.image_size]
         found = self.stages[0][0].get_inputs()[0].shape[1:]
@@ -536,6 +544,31 @@ def run_stage(session: onnxruntime.InferenceSession, state: np.ndarray) -> Token
     outputs = run(session, stage_inputs(session, state))
     # between neighbouring exits there is no layer, and the stage does not repeat its input
     return Tokens(outputs.get("hidden_state", state), outputs["normed"], outputs["keys"], outputs["values"])
+
+
+def query_inputs(
+    session: onnxruntime.InferenceSession, tokens: Tokens, queries: slice, log_probabilities: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What a query graph is fed, to compute its layer for some of the tokens.
+
+    Args:
+        session: of the graph.
+        tokens: that its stage handed on.
+        queries: which of them.
+        log_probabilities: (B, L), summed over the exits passed before. The graph takes them where exits are combined.
+    """
+    inputs = {
+        "hidden_queries": np.ascontiguousarray(tokens.hidden[:, queries]),
+        "normed_queries": np.ascontiguousarray(tokens.normed[:, queries]),
+        "keys": tokens.keys,
+        "values": tokens.values,
+    }
+    return {**inputs, "previous_sum": log_probabilities} if combines_exits(session) else inputs
+
+
+def combines_exits(session: onnxruntime.InferenceSession) -> bool:
+    """Whether a query graph is of a cascade whose exits are combined."""
+    return any(given.name == "previous_sum" for given in session.get_inputs())
 
 
 def _patience_score(streak: np.ndarray, num_exits: int) -> np.ndarray:

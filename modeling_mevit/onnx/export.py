@@ -20,6 +20,7 @@ from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationTarget, check_sample_size
+from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
@@ -229,7 +230,8 @@ def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_
 
 @torch.no_grad()
 def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.Cascade) -> None:
-    """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where images leave.
+    """Compares an exported cascade with PyTorch on noise: the logits of every exit, and where and with which logits
+    images leave.
 
     They leave under thresholds in the midst of their scores, so that some go on at every exit.
 
@@ -256,6 +258,14 @@ def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.C
     elsewhere = (output.exit_layer != exit_layer) & ~output.borderline
     if elsewhere.any():
         raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} images leave the cascade at another exit.")
+    combined = combine_exits(config.exit_combination, expected.exit_logits).numpy()
+    places = np.searchsorted(config.exit_layers, output.exit_layer)
+    difference = np.abs(output.logits - combined[np.arange(len(places)), places]).max()
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the logits with which images leave the cascade differ from PyTorch's by {difference:.2e}; "
+            f"allowed is {TOLERANCE}."
+        )
 
 
 def _midway(scores: np.ndarray) -> list[float]:

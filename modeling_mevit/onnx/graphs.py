@@ -8,7 +8,8 @@ k, so that each weight lies in one of them only:
 - stage: from what the exit before left (or from the images) through the layers in between, to the keys and values of
   layer k for all tokens;
 - query: layer k's output for some query tokens, and the exit's logits and score from the first of them. It is run on
-  [CLS] first, and then on the other tokens of the images that go on.
+  [CLS] first, and then on the other tokens of the images that go on. Where exits are combined, it is also given what
+  those passed before add up to.
 
 B images, N tokens of width d, Q of them as queries, H heads.
 """
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.cost import dynamic_exit_costs
 from ..encoder_layer_mevit import encoder_layers, layer_outputs, project_keys_values
-from ..exit_policy_mevit import exit_scores
+from ..exit_policy_mevit import combine_exit, exit_scores
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import patch_grid, to_2tuple
 
@@ -142,6 +143,10 @@ def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
 
     And `logits` (B, L) and, unless the policy is patience, `score` (B,) of the exit, which are meaningful where the
     first query is [CLS].
+
+    Where exits are combined, `previous_sum` (B, L) is given too, the sum of the log-probabilities of the exits passed
+    before, zeros at the first; `logits` and `score` are then those of the combination, followed by the sum with this
+    exit, `log_probability_sum` (B, L), and the exit's own logits, `exit_logits` (B, L).
     """
     config = model.config
     tokens, heads = _num_tokens(config), config.num_attention_heads
@@ -149,7 +154,11 @@ def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
     dummies = {name: _states(config, tokens - 1) for name in ("hidden_queries", "normed_queries")}
     for name in ("keys", "values"):
         dummies[name] = torch.randn(DUMMY_BATCH, heads, tokens, config.hidden_size // heads)
-    return Graph(QueryModule(model, exit_layer), inputs, {"outputs": BATCH_AND_QUERIES, **_answers(config)}, dummies)
+    outputs = {"outputs": BATCH_AND_QUERIES, **_answers(config)}
+    if config.exit_combination != "none":
+        inputs["previous_sum"] = outputs["log_probability_sum"] = outputs["exit_logits"] = BATCH
+        dummies["previous_sum"] = torch.randn(DUMMY_BATCH, config.num_labels).log_softmax(-1)
+    return Graph(QueryModule(model, exit_layer), inputs, outputs, dummies)
 
 
 class ExitModule(nn.Module):
@@ -164,7 +173,7 @@ class ExitModule(nn.Module):
         outputs = self.model(pixel_values, early_exit=False)
         answers = {"logits": outputs.logits}
         if _has_score(self.config):
-            answers["score"] = outputs.exit_scores[:, 0]
+            answers["score"] = outputs.exit_scores[:, -1]
         return answers
 
 
@@ -203,17 +212,28 @@ class QueryModule(nn.Module):
         self.norm = model.vit.layernorm if is_last else nn.Identity()
         self.exit = model.exits[str(exit_layer)]
         self.uncertainty = model.uncertainty
+        self.num_exits = model.config.exit_layers.index(exit_layer) + 1  # passed, with this one
 
     def forward(
-        self, hidden_queries: Tensor, normed_queries: Tensor, keys: Tensor, values: Tensor
+        self,
+        hidden_queries: Tensor,
+        normed_queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        previous_sum: Tensor | None = None,
     ) -> dict[str, Tensor]:
         outputs = layer_outputs(self.layer, hidden_queries, normed_queries, keys, values)
-        logits = self.exit(self.norm(outputs[:, 0]))
+        logits = exit_logits = self.exit(self.norm(outputs[:, 0]))
+        combined = {}
+        if previous_sum is not None:
+            combination = self.config.exit_combination
+            logits, log_probability_sum = combine_exit(combination, exit_logits, previous_sum, self.num_exits)
+            combined = {"log_probability_sum": log_probability_sum, "exit_logits": exit_logits}
         answers = {"outputs": outputs, "logits": logits}
         if _has_score(self.config):
-            exit_logits = logits[:, None]
-            answers["score"] = exit_scores(self.config.exit_policy, exit_logits, self.uncertainty(exit_logits))[:, 0]
-        return answers
+            predicted = logits[:, None]
+            answers["score"] = exit_scores(self.config.exit_policy, predicted, self.uncertainty(predicted))[:, 0]
+        return {**answers, **combined}
 
 
 def _has_score(config: MEViTConfig) -> bool:

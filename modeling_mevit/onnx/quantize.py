@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
 from ..early_exit.predictions import batches
-from .cascade_mevit import CLS, PATCHES, Cascade, run, run_stage, stage_inputs
+from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
 from .graphs import GraphFile, cascade_stages
 from .runtime import MEViTCascade
 
@@ -269,12 +269,18 @@ def _feeds(
         return
     cascade = _unfinished_cascade(directory, config)
     states = images
+    sums = [np.zeros((1, config.num_labels), dtype=np.float32)] * len(images)  # log-probabilities of exits passed
     for stage_file, query_file, (stage, query) in zip(stages, queries, cascade.stages, strict=True):
         yield stage_file, [stage_inputs(stage, state) for state in states]
         handed_on = [run_stage(stage, state) for state in states]
-        feeds = [(tokens.query_inputs(CLS), tokens.query_inputs(PATCHES)) for tokens in handed_on]
+        feeds = [
+            tuple(query_inputs(query, tokens, queries, passed) for queries in (CLS, PATCHES))
+            for tokens, passed in zip(handed_on, sums, strict=True)
+        ]
         yield query_file, [feed for pair in feeds for feed in pair]
-        states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
+        answers = [[run(query, feed) for feed in pair] for pair in feeds]
+        states = [np.concatenate([answer["outputs"] for answer in pair], axis=1) for pair in answers]
+        sums = [cls.get("log_probability_sum", passed) for (cls, _), passed in zip(answers, sums, strict=True)]
 
 
 def _unfinished_cascade(directory: Path, config: MEViTConfig) -> Cascade:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..configuration_mevit import MEViTConfig
+from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTOutput
 from .cascade_mevit import Cascade
 
@@ -55,12 +56,12 @@ class MEViTCascade:
 
         Returns:
             With early exit `logits` (B, L) and `exit_layer` (B,) of the exits taken, else the last exit's `logits`,
-            every exit's `exit_logits` (B, E, L) and `exit_scores` (B, E). `exit_uncertainty` is known only where it is
-            the score.
+            every exit's own `exit_logits` (B, E, L), and `exit_scores` (B, E). `exit_uncertainty` is known only where
+            it is the score.
 
         Raises:
             ValueError: where images have another shape or type, thresholds are missing or do not fit, or the config's
-                exit policy is not the one that was exported.
+                exit policy or combination is not the one that was exported.
         """
         images = _as_array(pixel_values)
         exported = self.cascade.config["exit_policy"]
@@ -68,6 +69,12 @@ class MEViTCascade:
             raise ValueError(
                 f"exit_policy must be {exported!r}, whose score was exported, got {self.config.exit_policy!r}; "
                 f"calibrate the checkpoint for it and export that again."
+            )
+        combination = self.cascade.config.get("exit_combination", "none")
+        if self.config.exit_combination != combination:
+            raise ValueError(
+                f"exit_combination must be {combination!r}, which was exported, got {self.config.exit_combination!r}; "
+                f"export the checkpoint with it again."
             )
         if early_exit is None:
             early_exit = self.config.early_exit
@@ -79,7 +86,7 @@ class MEViTCascade:
             raise ValueError("exit_thresholds need early_exit=True; without it no sample leaves early.")
         exit_logits, exit_scores = map(torch.from_numpy, self.cascade.every_exit(images))
         return MEViTOutput(
-            logits=exit_logits[:, -1],
+            logits=combine_exits(combination, exit_logits)[:, -1],
             exit_logits=exit_logits,
             exit_scores=exit_scores,
             exit_uncertainty=exit_scores if exported == "uncertainty" else None,
@@ -87,6 +94,8 @@ class MEViTCascade:
 
     def to_vit(self) -> "SingleGraph":
         """`model.onnx`, the plain ViT of the export: the last exit alone, in the same precision.
+
+        Where exits are combined, it has their heads, and its logits are the last combination.
 
         Raises:
             ValueError: where the last exit was not exported.

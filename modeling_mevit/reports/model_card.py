@@ -25,7 +25,7 @@ from ..atomic import write_text
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.predictions import OperatingPoint
 from ..modeling_mevit import weights_digest
-from .tables import early_exit_sentence, markdown_table, measured_splits, results_table
+from .tables import combination_sentence, early_exit_sentence, markdown_table, measured_splits, results_table
 
 
 # Also tells a card of ours from one that somebody wrote.
@@ -83,6 +83,7 @@ def render_card(directory: str | PathLike[str]) -> str:
         "num_labels": config.num_labels,
         "dataset": f", trained on {metrics['dataset']}" if metrics else "",
         "license": _license(metrics),
+        "combination": f" {combination_sentence(config.exit_combination)}".rstrip(),
     }
     values["metadata"] = _metadata(values["model_name"], metrics).to_yaml().strip()
     absent = set()
@@ -246,8 +247,10 @@ def _is_of_other_images(evaluation: dict[str, Any], calibration: dict[str, Any])
     if not run or "operating_point" not in run:  # which evaluations by older versions lack
         return False
     measured, chosen = run["operating_point"], calibration["operating_point"]
+    made_for = calibration.get("made_for") or {}
     return (
         (measured["policy"], measured["thresholds"]) == (chosen["policy"], chosen["thresholds"])
+        and evaluation.get("exit_combination", "none") == made_for.get("exit_combination", "none")
         and not evaluation["calibration_images"]
         and not (data and data["split"] in ("train", "all"))
     )

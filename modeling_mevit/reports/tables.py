@@ -78,9 +78,20 @@ def evaluation_tables(evaluation: dict[str, Any]) -> str:
         markdown_table(("exit", "accuracy", "cost"), exits),
         markdown_table(("policy", "area", "oracle", *(f"AUROC {layer}" for layer in layers)), policies),
     ]
+    if combination := combination_sentence(evaluation.get("exit_combination", "none")):
+        parts.insert(1, combination)
     if evaluation.get("early_exit"):
         parts.append(early_exit_sentence(evaluation["early_exit"]))
     return "\n\n".join(parts)
+
+
+def combination_sentence(combination: str) -> str:
+    """What an exit predicts with, one of `EXIT_COMBINATIONS`, in words; empty where it is its own logits."""
+    sentences = {
+        "none": "",
+        "mean": "An exit predicts with the mean of the log-probabilities of the exits passed so far, itself included.",
+    }
+    return sentences[combination]
 
 
 def early_exit_sentence(run: dict[str, Any]) -> str:

@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageClassification
 
-from modeling_mevit import MEViTForImageClassification, hub
+from modeling_mevit import MEViTConfig, MEViTForImageClassification, hub
 from modeling_mevit import checkpoint as module
 from modeling_mevit.atomic import locked
-from modeling_mevit.checkpoint import load_model, save_calibrated
+from modeling_mevit.checkpoint import check_export_of, load_model, save_calibrated
+from tests.helpers.models import TINY
 
 
 ROOT = Path(module.__file__).parents[1]
@@ -250,3 +251,13 @@ def test_the_snippet_of_the_readme_sees_what_predict_sees(mevit, checkpoint, tmp
     sideways = names["image_processor"](Image.open("image.jpg"), return_tensors="pt")["pixel_values"]
     assert not torch.allclose(names["model"](sideways).logits, names["outputs"].logits, atol=1e-3)
     assert type(names["model"]) is type(AutoModelForImageClassification.from_pretrained("runs/demo"))
+
+
+def test_an_export_is_of_a_checkpoint_whose_exits_are_combined_alike(tmp_path):
+    config = MEViTConfig(**TINY, exit_thresholds=0.5, early_exit=True)
+    config.save_pretrained(tmp_path)
+    (tmp_path / "cascade.json").write_text("{}")
+    check_export_of(config, tmp_path)
+    config.exit_combination = "mean"
+    with pytest.raises(ValueError, match="must be of the checkpoint as it is calibrated now; export it again"):
+        check_export_of(config, tmp_path)

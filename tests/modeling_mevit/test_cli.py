@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 import modeling_mevit
-from modeling_mevit import MEViTForImageClassification
+from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.early_exit.cost import static_exit_costs
 
 
 def config_of(checkpoint: Path) -> dict:
@@ -104,6 +105,19 @@ def test_patience(mevit, checkpoint, photos):
     assert config["exit_thresholds"][0] == config["exit_thresholds"][1] > 1 / 3  # one exit, or two that agree
     code, out = mevit("evaluate", checkpoint, "--data", photos)
     assert code == 0 and "Early exit: accuracy" in out
+
+
+def test_combines_the_exits_of_a_trained_checkpoint(mevit, checkpoint, photos):
+    config = {**config_of(checkpoint), "exit_combination": "mean"}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
+    assert code == 0 and config_of(checkpoint)["calibration"]["made_for"]["exit_combination"] == "mean"
+    code, out = mevit("evaluate", checkpoint, "--data", photos)
+    sentence = "An exit predicts with the mean of the log-probabilities of the exits passed so far"
+    assert code == 0 and sentence in out and sentence in (checkpoint / "README.md").read_text()
+    assert json.loads((checkpoint / "evaluation.json").read_text())["exit_combination"] == "mean"
+    costs = [row["cost"] for row in json.loads((checkpoint / "evaluation.json").read_text())["exits"]]
+    assert costs == list(static_exit_costs(MEViTConfig.from_pretrained(checkpoint)).values())
 
 
 def test_evaluates_and_writes_json_table_and_image(mevit, checkpoint, photos, tmp_path):

@@ -27,6 +27,8 @@ SETTINGS = {
     "probabilities": {"uncertainty_input": "probabilities"},
     "confidence": {"exit_policy": "confidence"},
     "patience": {"exit_policy": "patience"},
+    "mean": {"exit_combination": "mean"},
+    "mean of probabilities": {"exit_combination": "mean", "uncertainty_input": "probabilities"},
     "first and last": {"exit_layers": [1, 4]},
     "one exit": {"exit_layers": [4]},
 }

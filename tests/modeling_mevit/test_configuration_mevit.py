@@ -62,6 +62,7 @@ def test_survives_saving(tmp_path):
         "num_hidden_layers": 4,
         "uncertainty_input": "logits",
         "exit_policy": "patience",
+        "exit_combination": "mean",
         "exit_thresholds": [0.25],
         "early_exit": True,
         "calibration": {"operating_point": {"policy": "patience", "thresholds": [0.25]}},
@@ -108,6 +109,8 @@ def test_exit_layers_that_allow_no_model_are_refused(exit_layers):
             for given, shown in [("AAECAwQ", "'AAECAwQ'"), ("AAECAwQ!", "'AAECAwQ!'"), (3, "3"), (["A"], r"\['A'\]")]
         ),
         ({"exit_policy": "luck"}, "exit_policy must be one of 'uncertainty', .*'patience'; got 'luck'"),
+        ({"exit_combination": "sum"}, "exit_combination must be one of 'none', 'mean'; got 'sum'"),
+        ({"exit_combination": None}, "exit_combination must be one of 'none', 'mean'; got None"),
         ({"exit_policy": "margin", "num_labels": 1}, "exit_policy='margin' needs at least 2 labels, got num_labels=1"),
         ({"image_size": 100}, "image_size must be a positive multiple of patch_size=16, got 100"),
         ({"image_size": [224, 100]}, r"image_size must be .* got \[224, 100\]"),
@@ -175,6 +178,7 @@ def load(tmp_path, **changes) -> MEViTConfig:
 def test_an_old_config_loads_without_its_retired_fields(tmp_path):
     config = load(tmp_path)
     assert config.exit_layers == [2, 3, 4] and config.exit_policy == "uncertainty" and config.exit_thresholds is None
+    assert config.exit_combination == "none"
     assert not {"patience", "share_uncertainty_predictor", "uncertainty_target"} & config.to_dict().keys()
     assert load(tmp_path, uncertainty_target="error").uncertainty_input == "probabilities"  # training alone read it
     config.save_pretrained(tmp_path)
@@ -371,6 +375,7 @@ def test_a_calibration_that_is_malformed_is_named(tmp_path, calibration):
             {"exit_policy": "entropy", "exit_thresholds": 1.0},
             "gone: exit_policy is 'entropy', not 'margin'; exit_thresholds are",
         ),
+        ({"exit_combination": "mean"}, "gone: exit_combination is 'mean', not 'none'"),
         ({"exit_layers": [1, 3, 4]}, r"gone: exit_layers are \[1, 3, 4\], not \[2, 3, 4\]"),
         ({"num_attention_heads": 8}, "gone: fields of the architecture"),
     ],
@@ -393,3 +398,29 @@ def test_thresholds_that_promise_nothing_can_be_edited(tmp_path):
     edit_file(tmp_path, exit_thresholds=0.75)
     with warnings.catch_warnings(action="error"):
         MEViTConfig.from_pretrained(tmp_path)
+
+
+def test_a_certificate_is_bound_to_how_exits_are_combined(tmp_path):
+    older = certified_config()
+    del older.calibration["made_for"]["exit_combination"]  # as all were written before there was a choice
+    older.save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error"):
+        assert MEViTConfig.from_pretrained(tmp_path).exit_combination == "none"
+    with pytest.warns(UserWarning, match="certificate of early exit is gone: exit_combination is 'mean', not 'none'"):
+        config = MEViTConfig.from_pretrained(tmp_path, exit_combination="mean")
+    config.calibration["made_for"] = config.made_for()  # as calibrating again writes it
+    assert not config.calibration_mismatches()
+    config.exit_combination = "none"
+    assert config.calibration_mismatches() == ["exit_combination is 'none', not 'mean'"]
+    assert not MEViTConfig(**TINY, exit_combination="mean").calibration_mismatches()  # nothing was calibrated
+
+
+def test_the_combination_is_no_part_of_the_architecture(tmp_path):
+    assert MEViTConfig(**TINY, exit_combination="mean").made_for() == {
+        **MEViTConfig(**TINY).made_for(),
+        "exit_combination": "mean",
+    }
+    MEViTConfig(**TINY).save_pretrained(tmp_path)
+    edit_file(tmp_path, exit_combination="mean")
+    with warnings.catch_warnings(action="error"):
+        assert MEViTConfig.from_pretrained(tmp_path).exit_combination == "mean"

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, pipeline
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.encoder_layer_mevit import encoder_layers
-from modeling_mevit.exit_policy_mevit import EXIT_POLICIES, first_exit
+from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES, combine_exits, first_exit
 from tests.helpers.models import thirds_as_thresholds, tiny_model
 
 
@@ -27,7 +27,8 @@ def reference(model: MEViTForImageClassification, images: torch.Tensor, threshol
     """Logits (B, L) and exit layers (B,) of an early-exit run, from all exits of all samples."""
     outputs = model(images, early_exit=False)
     place = first_exit(outputs.exit_scores[:, :-1] < torch.tensor(thresholds))
-    return outputs.exit_logits[torch.arange(len(images)), place], torch.tensor(model.config.exit_layers)[place]
+    logits = combine_exits(model.config.exit_combination, outputs.exit_logits)
+    return logits[torch.arange(len(images)), place], torch.tensor(model.config.exit_layers)[place]
 
 
 def assert_same(outputs, logits, exit_layer):
@@ -38,9 +39,11 @@ def assert_same(outputs, logits, exit_layer):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("policy", EXIT_POLICIES)
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
 @torch.no_grad()
-def test_compaction_equals_the_reference_and_one_by_one(images, attention, policy):
+def test_compaction_equals_the_reference_and_one_by_one(images, attention, policy, combination):
     settings = {"num_hidden_layers": 5, "exit_layers": [2, 3, 4, 5], "exit_policy": policy}
+    settings["exit_combination"] = combination
     wanted = 2 if policy == "patience" else 4
     for seed in range(6, 30):  # which exits agree depends on the versions of torch and Transformers
         model = tiny_model(seed=seed, attn_implementation=attention, **settings)
@@ -129,6 +132,43 @@ def test_a_sample_without_a_score_goes_on(images):
     model = tiny_model()
     model.exits["2"].classifier.weight.fill_(float("nan"))
     assert set(model(images, early_exit=True, exit_thresholds=2.0).exit_layer.tolist()) == {3}
+
+
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@torch.no_grad()
+def test_leaving_at_an_exit_is_the_model_cut_there(images, policy):
+    model = tiny_model(exit_policy=policy, exit_combination="mean")
+    thresholds = [1 - 1.5 / 3] * 2 if policy == "patience" else thirds_as_thresholds(model, images)
+    outputs = model(images, early_exit=True, exit_thresholds=thresholds)
+    assert len(outputs.exit_layer.unique()) > 1
+    for exit_layer in outputs.exit_layer.unique().tolist():
+        taken = outputs.exit_layer == exit_layer
+        expected = model.truncate(exit_layer)(images[taken]).logits
+        torch.testing.assert_close(outputs.logits[taken], expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_patience_counts_labels_of_the_combination(images):
+    model = tiny_model(exit_policy="patience", exit_combination="mean")
+    exit_logits = model(images).exit_logits
+    expected, alone = (combine_exits(name, exit_logits).argmax(-1) for name in EXIT_COMBINATIONS[::-1])
+    agree, agree_alone = expected[:, 0] == expected[:, 1], alone[:, 0] == alone[:, 1]
+    assert not agree.equal(agree_alone)  # so that the test can fail
+    two_agree = 1 - 1.5 / 3
+    exit_layer = model(images, early_exit=True, exit_thresholds=two_agree).exit_layer
+    assert exit_layer.tolist() == torch.where(agree, 3, 4).tolist()
+
+
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@torch.no_grad()
+def test_no_combination_with_an_exit_that_is_no_number_is_sure(images, policy, value):
+    model = tiny_model(exit_policy=policy, exit_combination="mean", num_hidden_layers=5, exit_layers=[1, 2, 3, 4, 5])
+    model.exits["3"].classifier.bias[1] = value
+    thresholds = [-1.0, -1.0, 2.0, 2.0]  # exits 3 and 4 let everything go that they can
+    assert set(model(images, early_exit=True, exit_thresholds=thresholds).exit_layer.tolist()) == {5}
+    model.config.exit_combination = "none"
+    assert set(model(images, early_exit=True, exit_thresholds=thresholds).exit_layer.tolist()) == {4}
 
 
 @pytest.mark.parametrize("policy", EXIT_POLICIES)

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from modeling_mevit.exit_policy_mevit import (
+    EXIT_COMBINATIONS,
     EXIT_POLICIES,
+    combine_exit,
+    combine_exits,
     confidence_score,
     entropy_score,
+    exit_labels,
     exit_scores,
     first_exit,
     label_streaks,
@@ -85,3 +89,42 @@ def test_an_exit_that_is_no_number_breaks_a_streak():
         scores = exit_scores("patience", logits[None], None)[0]
         assert scores.isnan().tolist() == [False, True, False, False]
         assert scores[[0, 2, 3]].tolist() == [0.75, 0.75, 0.5]
+
+
+def test_the_mean_of_log_probabilities_by_hand():
+    """Probabilities 0.7, 0.2, 0.1 and 0.1, 0.4, 0.5 and 0.2, 0.2, 0.6, whatever is added to the logits of an exit."""
+    probabilities = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.4, 0.5], [0.2, 0.2, 0.6]])
+    exit_logits = (probabilities.log() + torch.tensor([[3.0], [-2.0], [40.0]]))[None]
+    combined = combine_exits("mean", exit_logits)
+    expected = [
+        [0.7, 0.2, 0.1],
+        [(0.7 * 0.1) ** (1 / 2), (0.2 * 0.4) ** (1 / 2), (0.1 * 0.5) ** (1 / 2)],
+        [(0.7 * 0.1 * 0.2) ** (1 / 3), (0.2 * 0.4 * 0.2) ** (1 / 3), (0.1 * 0.5 * 0.6) ** (1 / 3)],
+    ]
+    torch.testing.assert_close(combined.exp(), torch.tensor([expected]))
+    assert exit_labels(exit_logits).tolist() == [[0, 2, 2]] and exit_labels(combined).tolist() == [[0, 1, 2]]
+    assert combine_exits("none", exit_logits) is exit_logits
+
+
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exits_one_after_another_are_combined_as_all_at_once(combination, dtype):
+    exit_logits = (3 * torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(0))).to(dtype)
+    log_probability_sum = torch.zeros(6, 5)
+    for place, expected in enumerate(combine_exits(combination, exit_logits).unbind(1)):
+        given, log_probability_sum = combine_exit(combination, exit_logits[:, place], log_probability_sum, place + 1)
+        assert given.equal(expected) and given.dtype == (dtype if combination == "none" else torch.float32)
+        assert log_probability_sum.dtype == torch.float32
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_no_combination_that_holds_an_exit_that_is_no_number_predicts(value):
+    exit_logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
+    exit_logits[0, 1, 2] = value
+    assert (exit_labels(combine_exits("mean", exit_logits)) == -1).tolist() == [[False, True, True, True]]
+
+
+def test_an_unknown_combination_is_named():
+    for combine in (lambda: combine_exits("sum", LOGITS[None]), lambda: combine_exit("sum", LOGITS, LOGITS, 1)):
+        with pytest.raises(ValueError, match="exit_combination must be one of 'none', 'mean'; got 'sum'"):
+            combine()

@@ -13,6 +13,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.configuration_mevit import promise_digest
 from modeling_mevit.encoder_layer_mevit import encoder_layers
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES, combine_exits, exit_scores
 from modeling_mevit.loss_mevit import cross_entropy, uncertainty_loss, uncertainty_target
 from modeling_mevit.modeling_mevit import weights_digest
 from tests.helpers.models import TINY, tiny_model
@@ -357,6 +358,10 @@ def swap_layers(model):
     [
         (lambda model: setattr(model.config, "exit_thresholds", [0.5, 0.6]), r"exit_thresholds are \[0.5, 0.6\], not"),
         (lambda model: setattr(model.config, "exit_policy", "entropy"), "exit_policy is 'entropy', not 'margin'"),
+        (
+            lambda model: setattr(model.config, "exit_combination", "mean"),
+            "exit_combination is 'mean', not 'none'",
+        ),
         (lambda model: model.to(torch.bfloat16), "the precision is bfloat16, not float32"),
         (change_a_weight, "the weights are others"),
         (swap_layers, "the weights are others"),
@@ -366,7 +371,7 @@ def swap_layers(model):
             "the target, or what was measured for it, is not what calibration wrote",
         ),
     ],
-    ids=["thresholds", "policy", "precision", "a weight", "layers", "older calibration", "target"],
+    ids=["thresholds", "policy", "combination", "precision", "a weight", "layers", "older calibration", "target"],
 )
 @torch.no_grad()
 def test_a_certificate_is_gone_with_what_it_was_made_for(pixel_values, change, message):
@@ -432,3 +437,65 @@ def test_attentions_of_two_threads_are_not_mixed():
             for answer in answers:
                 assert len(answer) == 4
                 torch.testing.assert_close(answer, attentions)
+
+
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@torch.no_grad()
+def test_predictions_and_scores_are_those_of_the_combination(pixel_values, labels, policy):
+    model, alone = (tiny_model(exit_policy=policy, exit_combination=name) for name in ("mean", "none"))
+    outputs, raw = model(pixel_values), alone(pixel_values)
+    assert outputs.exit_logits.equal(raw.exit_logits)
+    combined = combine_exits("mean", raw.exit_logits)
+    assert outputs.logits.equal(combined[:, -1]) and not outputs.logits.equal(raw.logits)
+    assert outputs.exit_uncertainty.equal(model.uncertainty(combined))
+    assert outputs.exit_scores.equal(exit_scores(policy, combined, model.uncertainty(combined)))
+    # losses, and all of training, are of each exit by itself
+    assert model(pixel_values, labels).loss.equal(alone(pixel_values, labels).loss)
+    outputs, raw = (one.train()(pixel_values, labels) for one in (model, alone))
+    for name in ("loss", "logits", "exit_logits", "exit_scores", "exit_uncertainty"):
+        assert outputs[name].equal(raw[name])
+
+
+@pytest.mark.parametrize("exit_layer", [2, 3, 4])
+@pytest.mark.parametrize("policy", ["uncertainty", "margin"])
+@torch.no_grad()
+def test_a_truncated_model_of_combined_exits_keeps_those_passed(tmp_path, pixel_values, exit_layer, policy):
+    model = tiny_model(exit_policy=policy, exit_combination="mean")
+    place = model.config.exit_layers.index(exit_layer)
+    outputs, small = model(pixel_values), model.truncate(exit_layer)
+    assert small.config.exit_layers == [2, 3, 4][: place + 1] and small.config.exit_combination == "mean"
+    small.save_pretrained(tmp_path)
+    for one in (small, MEViTForImageClassification.from_pretrained(tmp_path)):
+        given = one(pixel_values)
+        expected = combine_exits("mean", outputs.exit_logits)[:, place]
+        torch.testing.assert_close(given.logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(given.exit_logits, outputs.exit_logits[:, : place + 1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(given.exit_scores[:, -1], outputs.exit_scores[:, place], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_plain_vit_is_that_of_the_last_exit_however_exits_are_combined(tmp_path, pixel_values):
+    model = tiny_model(exit_combination="mean")
+    expected = reference_vit(model)(pixel_values).logits
+    plain = model.to_vit()
+    torch.testing.assert_close(plain(pixel_values).logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(model(pixel_values).exit_logits[:, -1], expected, atol=1e-5, rtol=0)
+    assert not hasattr(plain.config, "exit_combination")
+    # a trained model is switched while it is loaded
+    tiny_model().save_pretrained(tmp_path)
+    switched = MEViTForImageClassification.from_pretrained(tmp_path, exit_combination="mean")
+    torch.testing.assert_close(switched(pixel_values).logits, model(pixel_values).logits)
+    switched.save_pretrained(tmp_path)
+    loaded = MEViTForImageClassification.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+@torch.no_grad()
+def test_exits_are_combined_in_float32_whatever_the_precision(pixel_values, labels, kind):
+    model = tiny_model(exit_combination="mean", uncertainty_input=kind).to(torch.bfloat16)
+    outputs = model(pixel_values, labels)
+    assert outputs.exit_logits.dtype == torch.bfloat16 and outputs.logits.dtype == torch.float32
+    assert outputs.loss.isfinite() and outputs.exit_scores.dtype == torch.float32
+    early = model(pixel_values, early_exit=True, exit_thresholds=-1.0)
+    torch.testing.assert_close(early.logits, outputs.logits, atol=0.05, rtol=0)

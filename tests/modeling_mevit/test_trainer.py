@@ -18,6 +18,7 @@ from transformers.trainer_utils import EvalPrediction
 import modeling_mevit
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit import trainer as trainer_module
+from modeling_mevit.exit_policy_mevit import combine_exits
 from modeling_mevit.trainer import (
     ExitAccuracy,
     MEViTTrainer,
@@ -207,6 +208,22 @@ def test_a_calibrated_model_is_evaluated_at_every_exit(tmp_path):
     trainer.model.config.early_exit, trainer.model.config.exit_thresholds = True, 0.5
     unlabelled = [{"pixel_values": sample["pixel_values"]} for sample in trainer.eval_dataset]
     assert trainer.predict(unlabelled).predictions.shape == (10, 5)
+
+
+@pytest.mark.parametrize("combination", ["none", "mean"])
+def test_the_accuracy_of_an_exit_is_that_of_its_combination(tmp_path, combination):
+    model = tiny_model(num_hidden_layers=6, exit_layers=[2, 3, 4, 5, 6], exit_combination=combination)
+    trainer = make_trainer(tmp_path, model=model)
+    pixel_values = torch.stack([sample["pixel_values"] for sample in trainer.eval_dataset])
+    with torch.no_grad():
+        exit_logits = model.eval()(pixel_values).exit_logits
+    predictions = combine_exits(combination, exit_logits).argmax(-1)
+    assert combination == "none" or not predictions.equal(exit_logits.argmax(-1))  # so that the test can fail
+    assert trainer.predict(trainer.eval_dataset).predictions.tolist() == predictions.tolist()
+    metrics = trainer.evaluate()
+    for place, layer in enumerate(model.config.exit_layers):
+        correct = predictions[:, place] == torch.arange(10) % 5
+        assert metrics[f"eval_accuracy/exit_{layer}"] == pytest.approx(correct.float().mean().item())
 
 
 def test_the_trainer_of_transformers_can_train_and_evaluate_it(tmp_path):

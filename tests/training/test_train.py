@@ -389,6 +389,12 @@ def test_options_win_over_the_file(tmp_path):
     assert train.parse([config, "--model_config", '{"patch_size": 2}']).model.model_config == {"patch_size": 2}
 
 
+def test_exits_are_combined_by_a_field_of_the_model_config(tmp_path):
+    shape = {**SHAPE, "exit_combination": "mean"}
+    arguments = train.parse([config_file(tmp_path), "--model_config", json.dumps(shape)])
+    assert train.make_model(arguments, ["crimson", "indigo", "teal"]).config.exit_combination == "mean"
+
+
 def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert settings.read_config("demo.yaml")["dataset"] == "demo"

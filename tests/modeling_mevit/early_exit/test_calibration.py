@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 
 from modeling_mevit import MEViTConfig
@@ -304,6 +305,24 @@ def test_the_grid_is_fine_where_uncertainty_lies():
     assert thresholds == sorted(thresholds) and thresholds[-1] == 1
     assert len([one for one in thresholds if 0.23 <= one <= 0.45]) > 200
     assert threshold_grid("entropy", 3, num_labels=5)[-1] == [math.log(5)] * 2
+
+
+@torch.no_grad()
+def test_the_reference_is_the_last_combination():
+    model, images = tiny_model(exit_policy="margin", exit_combination="mean"), RandomImages()
+    result = calibrate(model, images, CalibrationTarget(max_cost=0.9))
+    labels = torch.arange(30) % 5
+    early_exit = {"early_exit": True, "exit_thresholds": result.operating_point.thresholds}
+    last, taken = (model(images.pixel_values, **run).logits.argmax(-1) == labels for run in ({}, early_exit))
+    point = result.operating_point
+    assert point.full_model_accuracy == pytest.approx(last.float().mean().item())
+    assert (point.harms, point.corrections) == (int((last & ~taken).sum()), int((taken & ~last).sum()))
+    assert point.saves and result.made_for["exit_combination"] == "mean"
+
+    result.apply_to(model.config)
+    assert not model.config.calibration_mismatches()
+    model.config.exit_combination = "none"
+    assert model.config.calibration_mismatches() == ["exit_combination is 'none', not 'mean'"]
 
 
 def test_calibrates_a_model_and_writes_into_its_config(tmp_path):

@@ -14,6 +14,7 @@ from modeling_mevit.early_exit.cost import (
     on_meta_device,
     static_exit_costs,
 )
+from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
 from tests.helpers.models import TINY, thirds_as_thresholds, tiny_model
 
 
@@ -52,8 +53,9 @@ def test_the_last_layer_of_a_cut_model_costs_what_the_closed_form_says():
     assert (as_published - exit_12) * plain == pytest.approx(rest_of_the_layer)
 
 
-def test_an_early_exit_run_costs_what_its_operations_add_up_to():
-    model = tiny_model(attn_implementation="eager")
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+def test_an_early_exit_run_costs_what_its_operations_add_up_to(combination):
+    model = tiny_model(attn_implementation="eager", exit_combination=combination)
     images = torch.randn(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     thresholds = thirds_as_thresholds(model, images)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -69,6 +71,23 @@ def test_who_leaves_late_pays_for_the_exits_passed():
     cut, run = static_exit_costs(config), dynamic_exit_costs(config)
     assert run[2] == cut[2]
     assert (run[4] - cut[4]) * plain == pytest.approx(2 * 32 * 5 + 5)  # two classifiers; one prediction more
+
+
+@pytest.mark.parametrize("policy", ["uncertainty", "margin", "patience"])
+def test_who_combines_exits_pays_for_those_passed(policy):
+    alone = MEViTConfig(**TINY, exit_policy=policy)
+    combined = MEViTConfig(**TINY, exit_policy=policy, exit_combination="mean")
+    plain = count_macs(on_meta_device(ViTForImageClassification, alone))
+    head, prediction = 32 * 5, 5
+    for full_last_layer in (False, True):
+        costs = [static_exit_costs(config, full_last_layer) for config in (alone, combined)]
+        for passed, layer in enumerate((2, 3, 4)):
+            assert (costs[1][layer] - costs[0][layer]) * plain == pytest.approx(passed * (head + prediction))
+    # an early-exit run has computed them anyway
+    assert dynamic_exit_costs(combined) == dynamic_exit_costs(alone)
+    parameters, more = exit_parameters(alone), exit_parameters(combined)
+    head_and_norm = 32 * 5 + 5 + 2 * 32
+    assert [more[layer] - parameters[layer] for layer in (2, 3, 4)] == [0, head_and_norm, 2 * head_and_norm]
 
 
 def test_heads_and_predictors_are_counted():

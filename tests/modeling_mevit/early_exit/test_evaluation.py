@@ -15,15 +15,16 @@ from modeling_mevit.early_exit.cost import static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes, classifier_accuracy, evaluate
 from modeling_mevit.early_exit.metrics import auroc_per_exit
 from modeling_mevit.early_exit.predictions import predict_exits
-from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
+from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES
 from tests.helpers.datasets import RandomImages
 from tests.helpers.images import noise, write_image
 from tests.helpers.models import tiny_model
 
 
 @pytest.mark.parametrize("policy", ["margin", "patience"])
-def test_the_run_is_what_the_predictions_say(policy):
-    model, images = tiny_model(exit_policy=policy), RandomImages()
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+def test_the_run_is_what_the_predictions_say(policy, combination):
+    model, images = tiny_model(exit_policy=policy, exit_combination=combination), RandomImages()
     predictions = predict_exits(model, images)
     # two exits in a row that agree, or half of the images at each exit
     thresholds = [0.5, 0.5]
@@ -47,6 +48,7 @@ def test_the_run_is_what_the_predictions_say(policy):
         )
         assert quality.area <= quality.oracle
     stored = json.loads(json.dumps(evaluation.to_dict()))
+    assert stored["exit_combination"] == combination
     assert stored["early_exit"]["operating_point"]["thresholds"] == thresholds
     assert stored["num_samples"] == 30 and set(stored["policies"]["margin"]["auroc"]) == {"2", "3", "4"}
     assert stored["plain_accuracy"] is None and evaluation.with_plain(0.5).to_dict()["plain_accuracy"] == 0.5

@@ -8,7 +8,7 @@ import torch
 
 from modeling_mevit.early_exit.cost import dynamic_exit_costs
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
-from modeling_mevit.exit_policy_mevit import EXIT_POLICIES, exit_scores
+from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES, combine_exits, exit_scores
 from tests.helpers.datasets import RandomImages
 from tests.helpers.models import tiny_model
 
@@ -39,17 +39,20 @@ def test_some_of_the_images():
     assert some.simulate("margin", [0.5]).exit_counts == {6: 1, 12: 1}
 
 
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+@pytest.mark.parametrize("policy", ["uncertainty", "margin"])
 @torch.no_grad()
-def test_predictions_are_those_of_the_model():
-    model, images = tiny_model(), RandomImages()
+def test_predictions_are_those_of_the_model(combination, policy):
+    model, images = tiny_model(exit_combination=combination, exit_policy=policy), RandomImages()
     predictions = predict_exits(model, images, batch_size=8)
     outputs = model(images.pixel_values)
     assert predictions.exit_layers == [2, 3, 4]
     assert predictions.labels.tolist() == [index % 5 for index in range(30)]
-    assert predictions.predictions.tolist() == outputs.exit_logits.argmax(-1).tolist()
+    combined = combine_exits(combination, outputs.exit_logits)
+    assert predictions.predictions.tolist() == combined.argmax(-1).tolist()
     assert set(predictions.scores) == set(EXIT_POLICIES)
     for policy, scores in predictions.scores.items():
-        expected = exit_scores(policy, outputs.exit_logits, outputs.exit_uncertainty)
+        expected = exit_scores(policy, combined, model.uncertainty(combined))
         np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
     assert predictions.costs.tolist() == list(dynamic_exit_costs(model.config).values())
 

@@ -13,6 +13,7 @@ import torch
 from modeling_mevit import CalibrationResult, CalibrationTarget, MEViTCascade, MEViTConfig, calibrate, export
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
 from modeling_mevit.onnx import quantize
 from modeling_mevit.onnx.graphs import cascade_files, exit_file
 from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
@@ -41,12 +42,15 @@ class Images(torch.utils.data.Dataset):
         return {"name": "noise", "split": "validation", "half": None, "sha256": "1", "image_digests": ""}
 
 
-@pytest.fixture(scope="module")
-def model():
-    model = tiny_model(exit_policy="margin")
+def calibrated(model):
     calibrate(model, Images(model, 60, seed=1), CalibrationTarget(max_accuracy_drop=0.05)).apply_to(model.config)
     assert model.config.early_exit
     return model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return calibrated(tiny_model(exit_policy="margin"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +61,10 @@ def in_float32(tmp_path_factory, model) -> Path:
     return output
 
 
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, model, precision):
+def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, precision, combination):
+    model = calibrated(tiny_model(exit_policy="margin", exit_combination=combination))
     training, calibration = Images(model, 16, seed=2), Images(model, 60, seed=1)
     before = list(model.config.exit_thresholds)
     quantization = Quantization(precision, calibration, training, target=None if precision == "float16" else "avx2")
@@ -73,20 +79,22 @@ def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, model, 
     assert (logits.argmax(-1) == expected.argmax(-1)).mean() > 0.85
 
     config = MEViTConfig.from_pretrained(tmp_path / "out")
-    calibrated = config.calibration
-    assert config.early_exit and calibrated["target"] == {"max_accuracy_drop": 0.05}
-    assert calibrated["data"].items() >= calibration.describe().items()
+    found = config.calibration
+    assert config.early_exit and found["target"] == {"max_accuracy_drop": 0.05}
+    assert found["made_for"]["exit_combination"] == config.exit_combination == combination
+    assert found["data"].items() >= calibration.describe().items()
     # int8-dynamic is calibrated image by image, since its results depend on the batch
     predictions = predict_exits(cascade, calibration, batch_size=1 if precision == "int8-dynamic" else 32)
     point = predictions.simulate("margin", config.exit_thresholds)
-    assert point.drop <= 0.05 and point.to_dict() == calibrated["operating_point"]
+    assert point.drop <= 0.05 and point.to_dict() == found["operating_point"]
     assert report.calibration.operating_point.cost == point.cost
 
     written = json.loads((tmp_path / "out" / "precision.json").read_text())
     assert written == report.to_dict()
     accuracy = written["accuracy"]["model.onnx"]
     assert accuracy["float32"] == 1.0  # the labels are its own
-    assert accuracy[precision] == pytest.approx((logits[:, -1].argmax(-1) == calibration.labels).mean(), abs=0.1)
+    last = cascade(calibration.pixel_values, early_exit=False).logits.argmax(-1).numpy()
+    assert accuracy[precision] == pytest.approx((last == calibration.labels).mean(), abs=0.1)
     described = json.loads((tmp_path / "out" / "cascade.json").read_text())
     target = None if precision == "float16" else "avx2"
     assert (described["precision"], described["target"]) == (precision, target)

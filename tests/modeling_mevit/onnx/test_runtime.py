@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exported cascade in place of the model: called, calibrated and evaluated like it."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -11,6 +12,9 @@ import torch
 
 from modeling_mevit import CalibrationTarget, MEViTCascade, calibrate, evaluate, export
 from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
+from modeling_mevit.onnx.cascade_mevit import Cascade, run
+from modeling_mevit.onnx.export import ExportError, compare_cascade
 from tests.helpers.models import thirds_as_thresholds, tiny_model
 
 
@@ -124,3 +128,118 @@ def test_what_the_export_cannot_do_is_named(exported, images):
     cascade.config.exit_policy = "margin"
     with pytest.raises(ValueError, match="exit_policy must be 'uncertainty', whose score was exported, got 'margin'"):
         cascade(images)
+
+
+# Exits that are combined
+
+
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@torch.no_grad()
+def test_combined_exits_are_those_of_the_model(tmp_path, processor, images, dataset, policy):
+    model = tiny_model(exit_policy=policy, exit_combination="mean", exit_layers=[1, 2, 4])
+    model.config.exit_thresholds = [0.5] * 2 if policy == "patience" else thirds_as_thresholds(model, images)
+    export(model, processor, tmp_path / "out", exits=[2, 4], cascade=True)
+    cascade = MEViTCascade.from_pretrained(tmp_path / "out")
+    assert cascade.config.exit_combination == "mean"
+    expected, given = (one(images, early_exit=False) for one in (model, cascade))
+    for name in ("logits", "exit_logits", "exit_scores"):
+        torch.testing.assert_close(given[name], expected[name], atol=1e-4, rtol=0)
+    at_the_end = torch.from_numpy(cascade.cascade(images.numpy(), early_exit=False).logits)  # by the last graph
+    torch.testing.assert_close(at_the_end, expected.logits, atol=1e-4, rtol=0)
+
+    model.config.early_exit = True
+    early = model(images)
+    assert len(early.exit_layer.unique()) > 1
+    one_by_one = [cascade(image[None]) for image in images]
+    for logits, exit_layer in (
+        (cascade(images).logits, cascade(images).exit_layer),
+        (torch.cat([one.logits for one in one_by_one]), torch.cat([one.exit_layer for one in one_by_one])),
+    ):
+        assert exit_layer.tolist() == early.exit_layer.tolist()
+        torch.testing.assert_close(logits, early.logits, atol=1e-4, rtol=0)
+
+    for file, exit_layer in (("exit_2.onnx", 2), ("model.onnx", 4)):
+        cut = model.truncate(exit_layer)(images)
+        answers = run(cascade.cascade.open(file), {"pixel_values": images.numpy()})
+        assert set(answers) == ({"logits"} if policy == "patience" else {"logits", "score"})
+        np.testing.assert_allclose(answers["logits"], cut.logits, atol=1e-4)
+        if policy != "patience":
+            np.testing.assert_allclose(answers["score"], cut.exit_scores[:, -1], atol=1e-4)
+
+    predicted, by_cascade = (predict_exits(one, dataset) for one in (model, cascade))
+    np.testing.assert_array_equal(by_cascade.predictions, predicted.predictions)
+    for name, scores in by_cascade.scores.items():
+        np.testing.assert_allclose(scores, predicted.scores[name], atol=1e-4)
+    assert (
+        predicted.predictions.tolist()
+        != model(  # so that the test can fail
+            torch.stack([one["pixel_values"] for one in dataset]), early_exit=False
+        )
+        .exit_logits.argmax(-1)
+        .tolist()
+    )
+
+
+@pytest.fixture(scope="module")
+def combined(tmp_path_factory, processor):
+    """An export of combined exits; not to be changed."""
+    model = tiny_model(exit_policy="margin", exit_combination="mean", exit_thresholds=[0.6, 0.7])
+    return export(model, processor, tmp_path_factory.mktemp("combined") / "out", exits=[4], cascade=True).directory
+
+
+def test_graphs_of_combined_exits_take_and_give_a_sum(combined):
+    cascade = MEViTCascade.from_pretrained(combined).cascade
+    for stage, query in cascade.stages:
+        assert [one.name for one in stage.get_outputs()][-3:] == ["normed", "keys", "values"]
+        names = [one.name for one in query.get_inputs()]
+        assert names == ["hidden_queries", "normed_queries", "keys", "values", "previous_sum"]
+        outputs = {one.name: one.shape[1:] for one in query.get_outputs()}
+        assert list(outputs) == ["outputs", "logits", "score", "log_probability_sum", "exit_logits"]
+        assert outputs["logits"] == outputs["log_probability_sum"] == outputs["exit_logits"] == [5]
+
+
+def test_no_combination_with_an_image_that_is_no_number_is_sure(combined, images):
+    images = images.clone()
+    images[2, 0, 0, 0] = float("nan")
+    output = MEViTCascade.from_pretrained(combined).cascade(images.numpy(), early_exit=True, exit_thresholds=10.0)
+    assert output.exit_layer.tolist() == [2, 2, 4, 2, 2, 2, 2, 2] and np.isnan(output.logits[2]).all()
+
+
+def test_another_combination_than_was_exported_is_named(exported, combined, images, tmp_path):
+    for directory, computed, other in ((exported, "none", "mean"), (combined, "mean", "none")):
+        cascade = MEViTCascade.from_pretrained(directory)
+        cascade.config.exit_combination = other
+        with pytest.raises(
+            ValueError, match=f"exit_combination must be '{computed}', which was exported, got '{other}"
+        ):
+            cascade(images)
+        copied = shutil.copytree(directory, tmp_path / other)
+        config = json.loads((copied / "config.json").read_text())
+        (copied / "config.json").write_text(json.dumps({**config, "exit_combination": other}))
+        message = (
+            f"exit_combination in config.json must be '{computed}', which the graphs of exit 2 compute, got '{other}"
+        )
+        with pytest.raises(ValueError, match=message):
+            Cascade(copied)
+    # exports of before do not tell
+    copied = shutil.copytree(exported, tmp_path / "older")
+    config = json.loads((copied / "config.json").read_text())
+    config.pop("exit_combination")
+    (copied / "config.json").write_text(json.dumps(config))
+    assert MEViTCascade.from_pretrained(copied)(images).exit_layer.shape == (8,)
+
+
+def test_an_export_whose_combination_differs_is_an_error(combined, monkeypatch):
+    model = tiny_model(exit_policy="margin", exit_combination="mean", exit_thresholds=[0.6, 0.7])
+    compare_cascade(model, Cascade(combined))
+    call = Cascade.__call__
+
+    def shifted(self, *args, **kwargs):
+        output = call(self, *args, **kwargs)
+        return output._replace(logits=output.logits + 0.5)
+
+    monkeypatch.setattr(Cascade, "__call__", shifted)
+    with pytest.raises(
+        ExportError, match="logits with which images leave the cascade differ from PyTorch's by 5.00e-01"
+    ):
+        compare_cascade(model, Cascade(combined))

@@ -102,6 +102,19 @@ def test_a_short_run_is_told_in_seconds(tmp_path):
     assert "It ran for 59 s on" in render_card(checkpoint(tmp_path, metrics={**METRICS, "training_seconds": 59.4}))
 
 
+def test_a_card_tells_how_exits_are_combined(tmp_path):
+    sentence = "An exit predicts with the mean of the log-probabilities of the exits passed so far, itself included."
+    assert sentence not in render_card(checkpoint(tmp_path))
+    made_for = {"exit_combination": "mean"}
+    settings = {"calibration": {**CALIBRATION, "made_for": made_for}, "exit_combination": "mean"}
+    text = render_card(checkpoint(tmp_path, evaluation={**EVALUATION, "exit_combination": "mean"}, **settings))
+    assert f"with the same\nweights. {sentence}\n" in text
+    assert "Early exit" in headings(text) and "Early exit, measured" in headings(text)
+    # what was measured or calibrated with the exits by themselves is not this model's
+    assert "Early exit, measured" not in headings(render_card(checkpoint(tmp_path, evaluation=EVALUATION, **settings)))
+    assert "Early exit" not in headings(render_card(checkpoint(tmp_path, **{**settings, "calibration": CALIBRATION})))
+
+
 def test_figures_are_shown_where_they_exist(tmp_path):
     checkpoint(tmp_path, calibration=CALIBRATION, evaluation=EVALUATION)
     assert "![" not in render_card(tmp_path)

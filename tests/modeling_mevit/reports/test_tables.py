@@ -90,6 +90,14 @@ def test_tables_of_an_evaluation():
     assert sentence == early_exit_sentence(RUN)
 
 
+def test_tables_tell_how_exits_are_combined():
+    assert evaluation_tables({**EVALUATION, "exit_combination": "none"}) == evaluation_tables(EVALUATION)
+    text = evaluation_tables({**EVALUATION, "exit_combination": "mean"})
+    assert text.split("\n\n")[1] == (
+        "An exit predicts with the mean of the log-probabilities of the exits passed so far, itself included."
+    )
+
+
 def test_what_was_not_evaluated_is_left_out():
     text = evaluation_tables({**EVALUATION, "early_exit": None, "plain_accuracy": None})
     assert "plain ViT" not in text and "Early exit" not in text and len(text.split("\n\n")) == 3
