@@ -26,6 +26,8 @@ SMALLEST_DEVIATION = 1e-4  # of a feature of a normalised state; what varies les
 def standardize_exits(model: MEViTForImageClassification, batches: Iterable[Tensor]) -> None:
     """Sets the norm of every exit so that each feature its classifier reads has mean 0 and deviation 1.
 
+    A last exit that starts with the checkpoint's classifier is left as it is: that has learned what its norm gives.
+
     Args:
         model: whose norms are set, in place.
         batches: images (B, C, H, W), at least two in all.
@@ -49,7 +51,10 @@ def standardize_exits(model: MEViTForImageClassification, batches: Iterable[Tens
     normalised = F.layer_norm(states, states.shape[-1:], eps=config.layer_norm_eps)
     deviations, means = torch.std_mean(normalised, dim=1)  # (E, d)
     for layer, deviation, mean in zip(config.exit_layers, deviations, means, strict=True):
-        norm: Any = model.vit.layernorm if layer == config.num_hidden_layers else model.exits[str(layer)].norm
+        is_last = layer == config.num_hidden_layers
+        if is_last and model.starts_with_classifier:
+            continue
+        norm: Any = model.vit.layernorm if is_last else model.exits[str(layer)].norm
         deviation = deviation.clamp_min(SMALLEST_DEVIATION)
         norm.weight.copy_(1 / deviation)
         norm.bias.copy_(-mean / deviation)

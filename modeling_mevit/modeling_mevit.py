@@ -159,6 +159,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     config: MEViTConfig
     # the batch mean is taken here, so a Trainer has to divide by its accumulation steps itself
     accepts_loss_kwargs = False
+    # whether the last exit's classifier is that of the checkpoint that `from_vit` started from
+    starts_with_classifier = False
     _no_split_modules = [*ViTPreTrainedModel._no_split_modules, "MEViTExit", "MEViTUncertaintyPredictor"]
     # an exit's layer calls its attention for [CLS] alone; only these two are tested to give the same there
     _supports_flash_attn = False
@@ -460,7 +462,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     ) -> "MEViTForImageClassification":
         """A multi-exit model on the weights of a pretrained ViT, ready for fine-tuning.
 
-        The backbone's final layer norm starts the norm of every exit; classifiers and the predictor are new.
+        The backbone's final layer norm starts the norm of every exit; the predictor and classifiers are new. But the
+        last exit starts with the checkpoint's classifier if that is of a plain ViT, or of a MEViT with one exit, and
+        for the same labels: its logits are then those of the checkpoint's own model.
 
         Args:
             pretrained_model_name_or_path: a local directory or the Hub name of a checkpoint, with or without a head,
@@ -476,14 +480,17 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             The model, in eval mode.
 
         Raises:
-            ValueError: if the checkpoint holds another kind of model or lacks some of the backbone's weights, or if a
-                field is unknown or would need another backbone.
+            ValueError: if the checkpoint holds another kind of model, one with several exits, or lacks some of the
+                backbone's weights, or if a field is unknown or would need another backbone.
         """
-        config, vit = read_vit(MEViTConfig, pretrained_model_name_or_path, image_size=image_size, **kwargs)
+        config, vit, classifier = read_vit(MEViTConfig, pretrained_model_name_or_path, image_size=image_size, **kwargs)
         model = cls(config)
         load_backbone(model.vit, vit, grid=patch_grid(config))
         for layer in config.exit_layers[:-1]:
             model._exit_on(layer).norm.load_state_dict(vit.layernorm.state_dict())
+        if classifier is not None:
+            model._exit_on(config.num_hidden_layers).classifier.load_state_dict(classifier.state_dict())
+            model.starts_with_classifier = True
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)  # type: ignore[arg-type]
         model.train(False)
         return model

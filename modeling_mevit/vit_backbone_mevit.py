@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2Model, ViTConfig, ViTMAEModel, ViTModel, ViTMSNModel
+from transformers import Dinov2Model, ViTConfig, ViTForImageClassification, ViTMAEModel, ViTModel, ViTMSNModel
 
-from .configuration_mevit import validate_config_fields
+from .configuration_mevit import MEViTConfig, validate_config_fields
 from .encoder_layer_mevit import encoder_layers, layer_parts
 
 
@@ -19,12 +19,12 @@ Config = TypeVar("Config", bound=ViTConfig)
 # Any, since Transformers' annotations do not know what output_loading_info=True returns.
 _MODELS: dict[str, Any] = {
     "vit": ViTModel,
+    "mevit": ViTModel,  # with one exit
     "dinov2": Dinov2Model,
     "vit_mae": ViTMAEModel,
     "vit_msn": ViTMSNModel,
 }
 _WHY_NOT = {
-    "mevit": ", which MEViTForImageClassification.from_pretrained reads",
     "dinov2_with_registers": ", whose register tokens have no place in a ViT",
 }
 _DOWNLOAD_ARGUMENTS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
@@ -55,12 +55,13 @@ def read_vit(
     *,
     image_size: int | tuple[int, int] | None = None,
     **kwargs: Any,
-) -> tuple[Config, ViTModel]:
-    """A pretrained backbone as a plain ViT, and the config of a model that starts from it.
+) -> tuple[Config, ViTModel, nn.Linear | None]:
+    """A pretrained backbone as a plain ViT, the config of a model that starts from it, and a classifier if it fits.
 
     Checkpoints may be of these types, with or without a head:
 
     - `vit`, which DINO's and those of DeiT without a distillation token are, too;
+    - `mevit` with one exit, which is a plain ViT;
     - `dinov2`: its layer scales are multiplied into the attention's output projection and the MLP's second layer,
       which gives the same outputs. Register tokens and SwiGLU have no place in a ViT. Drop path, which acts in
       training alone, is left out;
@@ -76,11 +77,12 @@ def read_vit(
             `num_labels` nor `id2label` is given.
 
     Returns:
-        A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32, in eval mode.
+        A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32, in eval mode; and
+        the classifier on its final norm, if it is a `vit` or `mevit` that was trained for the labels of the config.
 
     Raises:
-        ValueError: if the checkpoint holds another kind of model or lacks some of the backbone's weights, or if a
-            field is unknown or would need another backbone.
+        ValueError: if the checkpoint holds another kind of model, one with several exits, or lacks some of the
+            backbone's weights, or if a field is unknown or would need another backbone.
     """
     checkpoint = pretrained_model_name_or_path
     download = {name: kwargs.pop(name) for name in _DOWNLOAD_ARGUMENTS if name in kwargs}
@@ -92,6 +94,8 @@ def read_vit(
             f"model_type of {checkpoint} must be one of {', '.join(map(repr, _MODELS))}; "
             f"got {model_type!r}{_WHY_NOT.get(model_type, '')}."
         )
+    if model_type == "mevit":
+        described = _as_plain_vit(checkpoint, described)
     model_class = _MODELS[model_type]
     own_config = model_class.config_class.from_dict(described)
     if getattr(own_config, "use_swiglu_ffn", False):
@@ -111,17 +115,26 @@ def read_vit(
         settings["image_size"] = image_size
     config = config_class(**{**settings, **kwargs})
 
+    arguments: dict[str, Any] = {"add_pooling_layer": False} if model_class is ViTModel else {}
+    reads_classifier = model_class is ViTModel and config.id2label == own_config.id2label
+    if reads_classifier:
+        model_class, arguments = ViTForImageClassification, {"key_mapping": {r"^exits\.\d+\.classifier": "classifier"}}
     model, loading = model_class.from_pretrained(
         checkpoint,
         config=own_config,
         dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
-        **({"add_pooling_layer": False} if model_class is ViTModel else {}),
+        **arguments,
         **download,
     )
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+    lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
+    classifier = None
+    if reads_classifier:
+        is_headless = any(name.startswith("classifier.") for name in lacking)
+        lacking = [name.removeprefix("vit.") for name in lacking if not name.startswith("classifier.")]
+        classifier, model = None if is_headless else model.classifier, model.vit
+    if lacking:
         raise ValueError(f"{checkpoint} lacks weights of the backbone: {', '.join(lacking)}.")
     with torch.device("meta"):  # no memory, and no random numbers, for weights that are replaced at once
         vit = ViTModel(backbone_config, add_pooling_layer=False)
@@ -129,7 +142,19 @@ def read_vit(
         _assign_dinov2(vit, model)
     else:
         vit.load_state_dict(model.state_dict(), assign=True)
-    return config, vit.train(False)
+    return config, vit.train(False), classifier
+
+
+def _as_plain_vit(checkpoint: str | os.PathLike[str], described: dict[str, Any]) -> dict[str, Any]:
+    """The config of a MEViT with one exit as that of a plain ViT, which has the same weights but for the predictor."""
+    exit_layers = MEViTConfig.from_dict(described).exit_layers
+    if len(exit_layers) > 1:
+        raise ValueError(
+            f"a MEViT to start from must have one exit, got {checkpoint} with exits on {exit_layers}; "
+            f"MEViTForImageClassification.from_pretrained reads it with all of them."
+        )
+    fields = ViTConfig().to_dict().keys() | {"id2label", "label2id"}
+    return {name: value for name, value in described.items() if name in fields - {"model_type"}}
 
 
 @torch.no_grad()

@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.exit_initialization import standardize_exits
 from modeling_mevit.vit_backbone_mevit import interpolate_position_embeddings, patch_grid, to_2tuple
+from tests.helpers.models import tiny_model
 
 
 # every setting differs from the default of a ViT, so that one that is forgotten shows
@@ -180,7 +182,7 @@ def test_registers_are_refused(tmp_path):
     settings = {**COMMON, "mlp_ratio": 2, "num_register_tokens": 2}
     Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**settings)).save_pretrained(tmp_path)
     message = (
-        r"must be one of 'vit', 'dinov2', 'vit_mae', 'vit_msn'; "
+        r"must be one of 'vit', 'mevit', 'dinov2', 'vit_mae', 'vit_msn'; "
         r"got 'dinov2_with_registers', whose register tokens have no place in a ViT\.$"
     )
     with pytest.raises(ValueError, match=message):
@@ -202,10 +204,65 @@ def test_another_type_is_refused(tmp_path):
         from_vit(tmp_path)
 
 
-def test_a_mevit_is_refused_with_a_hint(tmp_path, model):
+def test_a_mevit_with_several_exits_is_refused_with_a_hint(tmp_path, model):
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"got 'mevit', which MEViTForImageClassification.from_pretrained reads\.$"):
+    message = (
+        r"must have one exit, got .* with exits on \[2, 3, 4\]; MEViTForImageClassification.from_pretrained reads"
+    )
+    with pytest.raises(ValueError, match=message):
         from_vit(tmp_path)
+
+
+@pytest.fixture(params=["vit", "mevit"])
+def fine_tuned(request, tmp_path):
+    """A plain ViT, and its checkpoint, as Transformers or as this package saves it."""
+    own = tiny_model(seed=1, num_labels=3, exit_layers=[4], layer_norm_eps=1e-3, **LABELS)
+    plain = own.to_vit()
+    (own if request.param == "mevit" else plain).save_pretrained(tmp_path)
+    return plain, tmp_path
+
+
+@torch.no_grad()
+def test_the_last_exit_starts_as_the_fine_tuned_vit_and_stays_so_when_exits_are_standardised(fine_tuned, pixel_values):
+    plain, checkpoint = fine_tuned
+    for settings in ({}, {"id2label": LABELS["id2label"], "label2id": LABELS["label2id"]}):
+        model = from_vit(checkpoint, exit_layers=[2, 3, 4], **settings)
+        expected = plain(pixel_values).logits
+        torch.testing.assert_close(model(pixel_values).logits, expected, atol=1e-5, rtol=0)
+        early = model(pixel_values).exit_logits[:, 0]
+        standardize_exits(model, [torch.randn(8, 3, 16, 16)])
+        outputs = model(pixel_values)
+        torch.testing.assert_close(outputs.logits, expected, atol=1e-5, rtol=0)
+        assert not torch.allclose(outputs.exit_logits[:, 0], early)
+        assert_states_equal(model, plain.vit, pixel_values)
+
+
+def test_a_training_of_the_plain_vit_can_go_on_from_it(fine_tuned, pixel_values):
+    plain, checkpoint = fine_tuned
+    model = from_vit(checkpoint, exit_layers=[4])
+    standardize_exits(model, [torch.randn(8, 3, 16, 16)])
+    torch.testing.assert_close(model(pixel_values).logits, plain(pixel_values).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("id2label", [{0: "dog", 1: "cat", 2: "owl"}, {0: "cat", 1: "dog"}])
+def test_a_classifier_of_other_labels_is_not_taken(fine_tuned, pixel_values, id2label):
+    plain, checkpoint = fine_tuned
+    random_state = torch.get_rng_state()
+    model = from_vit(checkpoint, id2label=id2label, exit_layers=[2, 4])
+    torch.set_rng_state(random_state)
+    again = from_vit(checkpoint, id2label=id2label, exit_layers=[2, 4])
+    classifier = model.exits["4"].classifier
+    assert classifier.weight.equal(again.exits["4"].classifier.weight)
+    assert classifier.weight.std() < 0.03 < plain.classifier.weight.std()  # new
+    assert not model.starts_with_classifier
+
+
+def test_a_vit_without_a_classifier_starts_with_a_new_one(tmp_path, pixel_values):
+    own = own_model("vit")
+    own.vit.save_pretrained(tmp_path)
+    model = from_vit(tmp_path)
+    assert_states_equal(model, own.vit, pixel_values)
+    assert not model.starts_with_classifier
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
     """
 
     config_class = TransFGConfig
+    starts_with_classifier = False
     # the batch mean is taken here, so a Trainer has to divide by its accumulation steps itself
     accepts_loss_kwargs = False
 
@@ -181,7 +182,7 @@ class TransFGForImageClassification(ViTPreTrainedModel):
         Raises:
             ValueError: as [`MEViTForImageClassification.from_vit`] does.
         """
-        config, vit = read_vit(cls.config_class, pretrained_model_name_or_path, image_size=image_size, **kwargs)
+        config, vit, _ = read_vit(cls.config_class, pretrained_model_name_or_path, image_size=image_size, **kwargs)
         model = cls(config)
         load_backbone(model.vit, vit, grid=overlapping_grid(config))
         return model.eval()
