@@ -54,7 +54,8 @@ class MEViTConfig(ViTConfig):
         calibration: how the thresholds were chosen, what they gave and what that was found for, as
             `CalibrationResult.apply_to` writes it. Early exit does not read it; `model.certificate` does.
         training_images: which images trained the model: the first 6 bytes of the SHA-256 of each one's file, sorted,
-            in base64. `training/train.py` writes it. The model itself does not read it.
+            in base64. `training/train.py` writes it, and `from_vit` takes it over from a MEViT with one exit. The
+            model itself does not read it.
         kwargs: the arguments of [`ViTConfig`]. `image_size` is a side in pixels, or `(height, width)`.
 
     Raises:

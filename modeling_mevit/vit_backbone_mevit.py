@@ -94,6 +94,7 @@ def read_vit(
             f"model_type of {checkpoint} must be one of {', '.join(map(repr, _MODELS))}; "
             f"got {model_type!r}{_WHY_NOT.get(model_type, '')}."
         )
+    training_images = described.get("training_images")
     if model_type == "mevit":
         described = _as_plain_vit(checkpoint, described)
     model_class = _MODELS[model_type]
@@ -111,6 +112,8 @@ def read_vit(
     backbone_config = ViTConfig(**settings)
     if "num_labels" not in kwargs and "id2label" not in kwargs:
         settings.update(id2label=own_config.id2label, label2id=own_config.label2id)
+    if model_type == "mevit" and issubclass(config_class, MEViTConfig):
+        settings["training_images"] = training_images
     if image_size is not None:
         settings["image_size"] = image_size
     config = config_class(**{**settings, **kwargs})

@@ -128,10 +128,13 @@ def sgd_with_arguments(training: MEViTTrainingArguments) -> tuple[type, dict[str
 
 
 def remember_training_images(trainer: MEViTTrainer) -> None:
-    """Puts the digests of the training images into a MEViT's config, so that all its checkpoints hold them."""
+    """Puts the digests of the training images into a MEViT's config, so that all its checkpoints hold them.
+
+    Those that trained the checkpoint that it started from are there already, and stay.
+    """
     config = trainer.model.config
     if isinstance(config, MEViTConfig):
-        config.training_images = encode_digests(trainer.train_dataset.image_hashes)
+        config.training_images = encode_digests(trainer.train_dataset.image_hashes, config.training_images or "")
 
 
 def run(prepared: Run) -> dict[str, Any] | None:

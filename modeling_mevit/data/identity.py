@@ -42,10 +42,15 @@ def fingerprint(hashes: Iterable[str], labels: Iterable[int]) -> str:
     return hashlib.sha256("\n".join(samples).encode()).hexdigest()
 
 
-def encode_digests(hashes: Iterable[str]) -> str:
-    """The first 6 bytes of each hash, equal ones once, sorted, as base64: 8 characters per image."""
-    digests = sorted({bytes.fromhex(image_hash)[:DIGEST_BYTES] for image_hash in hashes})
-    return base64.b64encode(b"".join(digests)).decode("ascii")
+def encode_digests(hashes: Iterable[str], encoded: str = "") -> str:
+    """The first 6 bytes of each hash, equal ones once, sorted, as base64: 8 characters per image.
+
+    Args:
+        hashes: one per image, of [`image_hashes`].
+        encoded: further images, as this function encoded them.
+    """
+    digests = {bytes.fromhex(image_hash)[:DIGEST_BYTES] for image_hash in hashes} | _decode_digests(encoded)
+    return base64.b64encode(b"".join(sorted(digests))).decode("ascii")
 
 
 def count_known(hashes: Iterable[str], encoded: str) -> int:
@@ -72,9 +77,13 @@ def select_independent(hashes: Sequence[str], training: str | None) -> tuple[lis
 
 
 def _are_known(hashes: Iterable[str], encoded: str) -> list[bool]:
-    digests = base64.b64decode(encoded, validate=True)
-    known = {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
+    known = _decode_digests(encoded)
     return [bytes.fromhex(image_hash)[:DIGEST_BYTES] in known for image_hash in hashes]
+
+
+def _decode_digests(encoded: str) -> set[bytes]:
+    digests = base64.b64decode(encoded, validate=True)
+    return {digests[start : start + DIGEST_BYTES] for start in range(0, len(digests), DIGEST_BYTES)}
 
 
 def public_name(name_or_path: str | PathLike[str]) -> str:

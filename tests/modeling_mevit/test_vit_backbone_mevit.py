@@ -244,6 +244,11 @@ def test_a_training_of_the_plain_vit_can_go_on_from_it(fine_tuned, pixel_values)
     torch.testing.assert_close(model(pixel_values).logits, plain(pixel_values).logits, atol=1e-5, rtol=0)
 
 
+def test_images_that_trained_the_checkpoint_count_as_images_that_trained_the_model(tmp_path):
+    tiny_model(exit_layers=[4], training_images="AAAAAAAA").save_pretrained(tmp_path)
+    assert from_vit(tmp_path).config.training_images == "AAAAAAAA"
+
+
 @pytest.mark.parametrize("id2label", [{0: "dog", 1: "cat", 2: "owl"}, {0: "cat", 1: "dog"}])
 def test_a_classifier_of_other_labels_is_not_taken(fine_tuned, pixel_values, id2label):
     plain, checkpoint = fine_tuned

@@ -26,10 +26,11 @@ import run_results
 import settings
 import train
 from modeling_mevit import cli
-from modeling_mevit.data.identity import encode_digests
-from modeling_mevit.data.image_processing import train_transform
+from modeling_mevit.data.identity import count_known, encode_digests
+from modeling_mevit.data.image_processing import image_processor_for, train_transform
 from tests.helpers.hub import RecordedHub, record_hub
 from tests.helpers.images import COLOURS
+from tests.helpers.models import tiny_model
 from tests.helpers.runs import SHAPE, config_file
 
 
@@ -420,6 +421,21 @@ def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
 def test_bad_settings_of_a_file_are_named(tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         train.parse([config_file(tmp_path, **given)])
+
+
+def test_images_that_trained_the_backbone_are_remembered(folder, tmp_path):
+    other = encode_digests(["0" * 64])
+    model = tiny_model(exit_layers=[4], training_images=other)
+    model.save_pretrained(tmp_path / "plain")
+    image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3, resize_size=20).save_pretrained(
+        tmp_path / "plain"
+    )
+    options = ["--dataset", str(folder), "--output_dir", str(tmp_path / "run"), "--backbone", str(tmp_path / "plain")]
+    file = config_file(tmp_path, model_config={}, exit_layers=[2, 4])
+    trainer = train.prepare(train.parse([file, *options])).trainer
+    train.remember_training_images(trainer)
+    assert trainer.model.config.training_images == encode_digests(trainer.train_dataset.image_hashes, other)
+    assert count_known(["0" * 64], trainer.model.config.training_images) == 1
 
 
 def test_sgd_gets_its_momentum(folder, tmp_path):

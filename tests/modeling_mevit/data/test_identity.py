@@ -59,6 +59,7 @@ def test_digests_are_short_and_tell_images_again():
     assert count_known(HASHES[5:12], encoded) == 5
     assert count_known(HASHES[10:], encoded) == 0
     assert count_known([HASHES[0], HASHES[0], HASHES[19]], encoded) == 2
+    assert encode_digests(HASHES[:6], encode_digests(HASHES[4:10])) == encoded
     assert encode_digests([]) == "" and count_known(HASHES, "") == 0
 
 
