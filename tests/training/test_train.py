@@ -28,6 +28,7 @@ import train
 from modeling_mevit import cli
 from modeling_mevit.data.identity import count_known, encode_digests
 from modeling_mevit.data.image_processing import image_processor_for, train_transform
+from modeling_mevit.training_args import MEViTTrainingArguments
 from tests.helpers.hub import RecordedHub, record_hub
 from tests.helpers.images import COLOURS
 from tests.helpers.models import tiny_model
@@ -438,6 +439,15 @@ def test_images_that_trained_the_backbone_are_remembered(folder, tmp_path):
     assert count_known(["0" * 64], trainer.model.config.training_images) == 1
 
 
+def test_the_papers_reading_is_one_config_away(tmp_path):
+    paper = train.parse(["paper.yaml", "--dataset", "mine", "--output_dir", str(tmp_path)])
+    assert paper.data.dataset == "mine" and paper.model.model_config["uncertainty_input"] == "logits"
+    assert paper.training.exit_learning_rate is None  # that of the backbone
+    default = MEViTTrainingArguments(str(tmp_path), report_to="none")
+    for name in (*run_results.SANDWICH_SETTINGS, "standardize_exits"):
+        assert getattr(paper.training, name) == getattr(default, name), name
+
+
 def test_sgd_gets_its_momentum(folder, tmp_path):
     command = [config_file(tmp_path), "--dataset", str(folder), "--output_dir", str(tmp_path / "run")]
     sgd = [*command, "--optim", "sgd", "--optim_args", "momentum=0.8, nesterov=true", "--exit_learning_rate", "0.5"]
@@ -448,7 +458,7 @@ def test_sgd_gets_its_momentum(folder, tmp_path):
     assert "momentum" not in adam
 
 
-@pytest.mark.parametrize("name", ["demo", "fgvc_aircraft", "finetune", "grocery_store", "stanford_cars"])
+@pytest.mark.parametrize("name", ["demo", "fgvc_aircraft", "finetune", "grocery_store", "paper", "stanford_cars"])
 def test_every_config_is_understood_from_any_directory(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     arguments = train.parse([f"{name}.yaml"])
