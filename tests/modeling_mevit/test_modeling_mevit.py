@@ -338,6 +338,24 @@ def test_a_certificate_holds_while_nothing_changes(tmp_path):
     assert tiny_model().certificate is None
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"},
+        {"max_accuracy_drop": 0.01, "guarantee": "expectation"},
+    ],
+)
+def test_every_guarantee_is_a_certificate(target):
+    model = certified_model()
+    model.config.calibration["target"] = target
+    assert model.certificate == target
+    change_a_weight(model)
+    with pytest.warns(UserWarning, match="the certificate of early exit is gone"):
+        assert model.certificate is None
+    model.config.calibration["target"] = {"max_disagreement": 0.01}
+    assert model.certificate is None
+
+
 def change_a_weight(model):
     with torch.no_grad():
         next(model.exits["2"].parameters())[0] += 1e-3
