@@ -56,7 +56,7 @@ def calibrate(
     max_disagreement: Annotated[
         float | None,
         typer.Option(
-            help="Lowest cost with other labels than the last exit's on at most this share; needs no labels."
+            help="Lowest cost that gives at most this share another label than the last exit; no labels are needed."
         ),
     ] = None,
     confidence: Annotated[

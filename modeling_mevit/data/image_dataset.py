@@ -94,6 +94,11 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
         # in shared memory, so that workers that are already running see the new epoch
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels."""
+        return "label" in self.rows.column_names
+
     @cached_property
     def image_hashes(self) -> list[str]:
         """SHA-256, in hexadecimal, of each image's content; the files are read once and not decoded."""
@@ -108,7 +113,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
         """
         if self.source is None:
             return None
-        labels = self.rows["label"][:] if "label" in self.rows.column_names else None
+        labels = self.rows["label"][:] if self.has_labels else None
         return {
             "name": public_name(self.source.name_or_path),
             "split": self.source.split,

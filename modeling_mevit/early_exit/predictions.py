@@ -224,12 +224,15 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int, description: st
 
 
 def check_labels(dataset: Dataset, purpose: str) -> None:
-    """Checks that the images of a data set have labels, by its first one.
+    """Checks that the images of a data set have labels: as it says itself, or by its first one.
 
     Raises:
         ValueError: where they have none.
     """
-    if len(dataset) and "labels" not in dataset[0]:  # type: ignore[arg-type]
+    has_labels = getattr(dataset, "has_labels", None)
+    if has_labels is None:
+        has_labels = not len(dataset) or "labels" in dataset[0]  # type: ignore[arg-type]
+    if not has_labels:
         raise ValueError(
             f"{purpose} needs labels, and these {len(dataset)} images have none; without labels, "  # type: ignore[arg-type]
             f"max_disagreement can be calibrated for."
