@@ -16,7 +16,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from transformers.dynamic_module_utils import custom_object_save
 
 from .atomic import staged
-from .configuration_mevit import MEViTConfig
+from .configuration_mevit import MEViTConfig, is_certified
+from .data.identity import UNLABELLED
 from .data.image_dataset import DataSource, ImageClassificationDataset
 from .hub import locate
 from .modeling_mevit import MEViTForImageClassification
@@ -105,14 +106,23 @@ def quantization_for(
             split, the images that calibrated the model do, or those of validation.
         precision: one of `onnx.quantize.PRECISIONS`.
         target: processor that int8 files are made for.
+
+    Raises:
+        ValueError: where the split cannot certify what the calibration did, or must be given, since unlabelled images
+            calibrated the model.
     """
     from .early_exit.calibration import check_held_out  # needs scipy
     from .onnx.quantize import Quantization  # needs ONNX Runtime
 
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
+        if calibrated["split"] == UNLABELLED:
+            raise ValueError(
+                "--split must name the images that choose the thresholds anew, since those that calibrated the model "
+                "are unlabelled and not part of --data."
+            )
         source = replace(source, split=calibrated["split"], half=source.half or calibrated["half"])
-    check_held_out(source.split, (config.calibration or {}).get("target", {}).get("confidence"))
+    check_held_out(source.split, is_certified(config.calibration))
     training = replace(source, split="train", half=None)
     return Quantization(
         precision,

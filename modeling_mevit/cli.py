@@ -58,18 +58,35 @@ Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU
 def calibrate(
     checkpoint: Checkpoint,
     data: Data,
-    split: Annotated[str, typer.Option(help="'validation', 'test', 'train' or 'all'.")] = "validation",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="'validation', the default, 'test', 'train' or 'all'; 'unlabelled' where there are no class folders.",
+            show_default=False,
+        ),
+    ] = None,
     half: Half = None,
     max_cost: Annotated[float | None, typer.Option(help="Best accuracy within this mean cost (1: plain ViT).")] = None,
     max_accuracy_drop: Annotated[
         float | None, typer.Option(help="Lowest cost within this drop against the last exit (0.01: one point).")
     ] = None,
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            help="Lowest cost that gives at most this share another label than the last exit; no labels are needed."
+        ),
+    ] = None,
     confidence: Annotated[
-        float | None, typer.Option(help="With a drop: certify it for other images, with this probability.")
+        float | None,
+        typer.Option(help="With a drop or a disagreement: certify it for other images, with this probability."),
+    ] = None,
+    guarantee: Annotated[
+        Literal["probability", "expectation"] | None,
+        typer.Option(help="'expectation' in place of a confidence: certify it on average; fewer images are enough."),
     ] = None,
     bound: Annotated[
         Literal["harm", "difference"] | None,
-        typer.Option(help="With a confidence: test the harm rate, which is the default, or the drop itself."),
+        typer.Option(help="With a drop and a confidence: test the harm rate, the default, or the drop itself."),
     ] = None,
     policy: Annotated[Policy | None, typer.Option(help="Exit policy; the checkpoint's by default.")] = None,
     output: Output = None,
@@ -84,12 +101,13 @@ def calibrate(
     from . import calibrate as run_calibration
     from .atomic import locked
     from .checkpoint import load_image_processor, load_model, output_directory, save_calibrated
+    from .data.datasets import default_split
 
-    target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound)
+    target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound, max_disagreement, guarantee)
     directory = output_directory(checkpoint, output)
     with locked(directory):
         model = load_model(checkpoint, device)
-        source = DataSource(data, split, half, image_column, label_column)
+        source = DataSource(data, split or default_split(data, "validation"), half, image_column, label_column)
         dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
         result = run_calibration(model, dataset, target, policy=policy, batch_size=batch_size, num_workers=num_workers)
         print(result)
@@ -103,7 +121,9 @@ def calibrate(
 def evaluate(
     checkpoint: Source,
     data: Data,
-    split: Annotated[str, typer.Option(help="'test', 'validation', 'train' or 'all'.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="'test', the default, 'validation', 'train' or 'all'.", show_default=False)
+    ] = None,
     half: Half = None,
     plain: Annotated[
         str | None,
@@ -125,11 +145,12 @@ def evaluate(
     from . import evaluate as run_evaluation
     from .atomic import locked
     from .checkpoint import load_image_processor, load_predictor, output_directory, plain_accuracy, save_evaluation
+    from .data.datasets import default_split
 
     directory = output_directory(checkpoint, output)
     with locked(directory):
         predictor = load_predictor(checkpoint, device)
-        source = DataSource(data, split, half, image_column, label_column)
+        source = DataSource(data, split or default_split(data, "test"), half, image_column, label_column)
         dataset = source.load(predictor.config.label2id, load_image_processor(checkpoint))
         loading = {"batch_size": batch_size, "num_workers": num_workers}
         evaluation = run_evaluation(predictor, dataset, allow_calibration_images=force, **loading)

@@ -271,8 +271,9 @@ def promise_digest(calibration: Mapping[str, Any]) -> str:
 
 
 def is_certified(calibration: dict[str, Any] | None) -> bool:
-    """Whether a calibration was made with a confidence."""
-    return ((calibration or {}).get("target") or {}).get("confidence") is not None
+    """Whether a calibration was made with a confidence, or in expectation."""
+    target = (calibration or {}).get("target") or {}
+    return target.get("confidence") is not None or target.get("guarantee") is not None
 
 
 def certificate_is_gone(differing: Iterable[str]) -> str:

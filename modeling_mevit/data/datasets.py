@@ -8,7 +8,7 @@ Every layout is read into rows of file names and labels; images are opened when 
 import io
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import compress
 from os import PathLike
 from pathlib import Path
@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..hub import answers
 from .demo import CLASS_NAMES, demo_images
-from .identity import is_local
+from .identity import UNLABELLED, is_local
 
 
 logger = logging.getLogger(__name__)
@@ -118,23 +118,31 @@ def load_split(
 
     Args:
         name_or_path: see [`load_splits`].
-        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds.
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; of a folder of
+            images without class folders, `"unlabelled"` (see [`default_split`]).
         label2id: class name → label, of the model's config; by default labels are those of [`load_splits`].
         half: `"first"` or `"second"` half of the split, drawn at random from each class, always the same one.
         image_column: see [`load_splits`].
         label_column: see [`load_splits`].
 
     Returns:
-        Rows as those of `load_splits`; given `label2id`, `label` is an int64.
+        Rows as those of `load_splits`; given `label2id`, `label` is an int64. Unlabelled ones have no `label`.
 
     Raises:
         ValueError: as [`load_splits`] does, and if the split or half is none of those named or has no images, or if
             a class of these images is unknown to the model.
     """
-    if split not in (*SPLIT_NAMES, "all"):
-        raise ValueError(f"split must be one of {[*SPLIT_NAMES, 'all']}, got {split!r}")
     if half not in (None, *HALVES):
         raise ValueError(f"half must be one of {list(HALVES)}, got {half!r}")
+    if _is_unlabelled(name_or_path):
+        if split != UNLABELLED:
+            raise ValueError(
+                f"split must be {UNLABELLED!r} for {name_or_path}, which has no class folders, got {split!r}"
+            )
+        _check_columns(str(name_or_path), image_column, label_column)
+        return _unlabelled_rows(Path(name_or_path).expanduser(), half)
+    if split not in (*SPLIT_NAMES, "all"):
+        raise ValueError(f"split must be one of {[*SPLIT_NAMES, 'all']}, got {split!r}")
     splits, classes = _read(name_or_path, image_column, label_column)
     if label2id is None:
         index = {label: i for i, label in enumerate(classes)}
@@ -157,6 +165,28 @@ def load_split(
     return rows
 
 
+def default_split(name_or_path: str | PathLike[str], labelled: str) -> str:
+    """The split to take where none is named: `labelled`, or `"unlabelled"` of a folder whose images are in no folders
+    of their own."""
+    return UNLABELLED if _is_unlabelled(name_or_path) else labelled
+
+
+def _is_unlabelled(name_or_path: str | PathLike[str]) -> bool:
+    folder = Path(name_or_path).expanduser()
+    if str(name_or_path) in ("", "demo") or not folder.is_dir() or _visible_folders(folder):
+        return False
+    return bool(_image_files(folder.iterdir(), folder))
+
+
+def _unlabelled_rows(folder: Path, half: str | None) -> datasets.Dataset:
+    images = [str(image.absolute()) for image in _image_files(folder.iterdir(), folder)]
+    if half:
+        order = np.random.default_rng(SEED).permutation(len(images))
+        middle = round(len(images) / 2)
+        images = [images[index] for index in sorted(order[:middle] if half == "first" else order[middle:])]
+    return datasets.Dataset.from_dict({"image": images}).cast_column("image", datasets.Image(decode=False))
+
+
 def _read(
     name_or_path: str | PathLike[str], image_column: str | None, label_column: str | None
 ) -> tuple[Splits, Classes]:
@@ -167,9 +197,8 @@ def _read(
     folder = Path(name).expanduser()
     on_hub = name != "demo" and not folder.exists()
     is_aircraft = (folder / "data" / "images_variant_train.txt").is_file() and name != "demo"
-    if not on_hub and (image_column or (label_column and not is_aircraft)):
-        given = f"image_column={image_column!r} and label_column={label_column!r}"
-        raise ValueError(f"columns can be chosen for a Hub data set 'owner/name' only, got {given} for {name!r}")
+    if not on_hub:
+        _check_columns(name, image_column, None if is_aircraft else label_column)
 
     if name == "demo":
         splits, classes = _demo()
@@ -187,6 +216,12 @@ def _read(
     if "train" not in splits:
         raise ValueError(f"{name!r} must have a train split, got only {sorted(splits)}")
     return splits, _classes_of_train(splits, classes)
+
+
+def _check_columns(name: str, image_column: str | None, label_column: str | None) -> None:
+    if image_column or label_column:
+        given = f"image_column={image_column!r} and label_column={label_column!r}"
+        raise ValueError(f"columns can be chosen for a Hub data set 'owner/name' only, got {given} for {name!r}")
 
 
 def _demo() -> tuple[Splits, Classes]:
@@ -239,16 +274,11 @@ def _fgvc_aircraft(folder: Path, level: str) -> tuple[Splits, Classes]:
 def _image_folder(folder: Path) -> tuple[Splits, Classes]:
     folders = {path.name: path for path in _visible_folders(folder)}
     found = {split: folders[name] for split, name in _split_names(folders).items()} or {"train": folder}
-    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     splits = {}
     for split, split_folder in found.items():
         images, labels = [], []
         for class_folder in _visible_folders(split_folder):
-            files = [
-                path
-                for path in sorted(class_folder.rglob("*"))
-                if path.suffix.lower() in extensions and path.is_file() and not _is_hidden(path, class_folder)
-            ]
+            files = _image_files(class_folder.rglob("*"), class_folder)
             images += files
             labels += [class_folder.name] * len(files)
         if not images:
@@ -312,6 +342,16 @@ def _split_names(available: Collection[str]) -> dict[str, str]:
         if matching:
             found[split] = matching[0]
     return found
+
+
+def _image_files(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """The visible image files among paths within a folder, in order."""
+    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return [
+        path
+        for path in sorted(paths)
+        if path.suffix.lower() in extensions and path.is_file() and not _is_hidden(path, folder)
+    ]
 
 
 def _visible_folders(folder: Path) -> list[Path]:

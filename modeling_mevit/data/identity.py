@@ -16,6 +16,7 @@ from typing import Any
 
 # 48 bits of each SHA-256: two sets of 10,000 images have one equal digest by chance in 1 of 2.8 million cases.
 DIGEST_BYTES = 6
+UNLABELLED = "unlabelled"  # the one split of a folder of images without class folders
 
 
 def image_hashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -31,14 +32,17 @@ def image_hashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return hashes
 
 
-def fingerprint(hashes: Iterable[str], labels: Iterable[int]) -> str:
+def fingerprint(hashes: Iterable[str], labels: Iterable[int] | None) -> str:
     """SHA-256, in hexadecimal, of which images with which labels these are, whatever their order.
 
     Args:
         hashes: one per image, of [`image_hashes`].
-        labels: one per image, as the model numbers them.
+        labels: one per image, as the model numbers them; None of unlabelled images.
     """
-    samples = sorted(f"{label}/{image_hash}" for image_hash, label in zip(hashes, labels, strict=True))
+    if labels is None:
+        samples = sorted(hashes)
+    else:
+        samples = sorted(f"{label}/{image_hash}" for image_hash, label in zip(hashes, labels, strict=True))
     return hashlib.sha256("\n".join(samples).encode()).hexdigest()
 
 

@@ -28,7 +28,8 @@ class DataSource:
 
     Attributes:
         name_or_path: of a data set, see [`~data.datasets.load_splits`].
-        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds.
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; of a folder of
+            images without class folders, `"unlabelled"`.
         half: `"first"` or `"second"` half of the split, drawn at random from each class, always the same one.
         image_column: of a Hub data set; by default its only one of type `Image`.
         label_column: of a Hub data set; by default its only one of type `ClassLabel`. For FGVC-Aircraft in its
@@ -93,6 +94,11 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
         # in shared memory, so that workers that are already running see the new epoch
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the images have labels."""
+        return "label" in self.rows.column_names
+
     @cached_property
     def image_hashes(self) -> list[str]:
         """SHA-256, in hexadecimal, of each image's content; the files are read once and not decoded."""
@@ -102,16 +108,17 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
         """Which images these are, as a checkpoint's `calibration["data"]` keeps it; None without a source.
 
         Returns:
-            `name` (a Hub id, or a local folder's own name), `split`, `half`, `sha256` (of all images and labels)
+            `name` (a Hub id, or a local folder's own name), `split`, `half`, `sha256` (of all images and their labels)
             and `image_digests` (of each image, see [`~data.identity.encode_digests`]).
         """
         if self.source is None:
             return None
+        labels = self.rows["label"][:] if self.has_labels else None
         return {
             "name": public_name(self.source.name_or_path),
             "split": self.source.split,
             "half": self.source.half,
-            "sha256": fingerprint(self.image_hashes, self.rows["label"][:]),
+            "sha256": fingerprint(self.image_hashes, labels),
             "image_digests": encode_digests(self.image_hashes),
         }
 
@@ -123,7 +130,7 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | int]:
-        """Returns `pixel_values`, float32 `(3, H, W)`, and `labels`, an index into the class names.
+        """Returns `pixel_values`, float32 `(3, H, W)`, and `labels`, an index into the class names, if it has any.
 
         Raises:
             ValueError: if the image cannot be read.
@@ -139,4 +146,5 @@ class ImageClassificationDataset(torch.utils.data.Dataset[dict[str, torch.Tensor
                 entropy = np.random.SeedSequence([self.seed, self.epoch.item(), index])
                 # not torch.manual_seed, which would also seed the accelerators, whose states are not forked here
                 torch.default_generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-            return {"pixel_values": self.transform(image), "labels": row["label"]}
+            sample: dict[str, torch.Tensor | int] = {"pixel_values": self.transform(image)}
+        return {**sample, "labels": row["label"]} if "label" in row else sample

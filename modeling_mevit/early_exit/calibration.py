@@ -1,12 +1,15 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Choosing the thresholds of early exit on held-out images: for a cost budget, or for a bound on the accuracy lost.
+"""Choosing the thresholds of early exit on held-out images: for a cost budget, or for a bound on the accuracy lost or
+on the labels changed.
 
-One threshold for all early exits is tried after another, from the most careful to the boldest. Without a confidence,
+One threshold for all early exits is tried after another, from the most careful to the boldest. Without a guarantee,
 the best one on these images is taken: it fits them, and promises nothing about others. With a confidence, the
 thresholds to try are fixed beforehand, and each is tested in turn until the first one fails (fixed-sequence testing;
 Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): all thresholds before it are certified at once,
-since a wrong certificate needs the first wrong threshold to pass its own test.
+since a wrong certificate needs the first wrong threshold to pass its own test. In expectation, they are tried until
+the share of images lost, with one image more that is taken to be lost, exceeds what is allowed (conformal risk
+control; Angelopoulos, Bates, Fisch, Lei and Schuster, 2024).
 """
 
 import bisect
@@ -25,10 +28,11 @@ from ..configuration_mevit import MEViTConfig, promise_digest
 from ..data.identity import encode_digests, select_independent
 from ..exit_policy_mevit import EXIT_POLICIES
 from ..modeling_mevit import MEViTForImageClassification
-from .predictions import ExitPredictions, OperatingPoint, Predictor, predict_exits
+from .predictions import ExitPredictions, OperatingPoint, Predictor, check_labels, predict_exits
 
 
 BOUNDS = ("harm", "difference")
+GUARANTEES = ("probability", "expectation")
 # Scores are in [0, 1], entropy in [0, ln L]. Those of a trained model crowd near 0, and the uncertainty, a sigmoid,
 # near some value in between.
 _GRID = np.geomspace(1e-5, 1, 201)
@@ -39,20 +43,29 @@ _ARC = 0.2  # standard errors of the correction rate between neighbouring rates 
 
 @dataclass(frozen=True)
 class CalibrationTarget:
-    """What the thresholds are chosen for: a cost, or an accuracy.
+    """What the thresholds are chosen for: a cost, an accuracy, or the labels of the full run.
 
     - `max_cost` alone: the best accuracy within this mean cost, on the calibration images.
     - `max_accuracy_drop` alone: the lowest mean cost that loses at most this much accuracy against the last exit, on
       the calibration images.
     - `max_accuracy_drop` and `confidence`: the lowest mean cost that is certified. With this probability over the
       draw of the calibration images, early exit loses at most that much accuracy on images like them.
+    - `max_accuracy_drop` and `guarantee="expectation"`: the lowest mean cost for which it loses at most that much on
+      average over calibration images and others like them. Fewer images carry it, and it says less: one set of
+      calibration images may lead to a larger drop.
+    - `max_disagreement` in place of `max_accuracy_drop`: that early exit gives another label than the last exit to at
+      most this share of images. It needs no labels, and it implies the same bound on the accuracy drop, since an
+      image that is harmed is given another label.
 
     Args:
         max_cost: mean cost relative to the plain ViT.
         max_accuracy_drop: share of all images, 0.01 for one point.
         confidence: probability of the certificate.
-        bound: what is tested. `"harm"`, the default: how often the exit taken is wrong and the last one right, by the
-            exact binomial tail. `"difference"`: the drop itself, so that corrections count too ([`most_harms`]).
+        bound: what a drop is tested by, with a confidence. `"harm"`, the default: how often the exit taken is wrong
+            and the last one right, by the exact binomial tail. `"difference"`: the drop itself, so that corrections
+            count too ([`most_harms`]). A disagreement has the exact binomial tail only, and `bound` stays None.
+        max_disagreement: share of all images, 0.01 for one of a hundred.
+        guarantee: `"probability"`, which a confidence implies, or `"expectation"`, which has none.
 
     Raises:
         ValueError: where the arguments do not fit together or a number is out of range.
@@ -64,6 +77,8 @@ class CalibrationTarget:
 
     >>> CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).bound
     'harm'
+    >>> CalibrationTarget(max_disagreement=0.01, confidence=0.95).to_dict()
+    {'confidence': 0.95, 'max_disagreement': 0.01, 'guarantee': 'probability'}
 
     ```
     """
@@ -72,32 +87,91 @@ class CalibrationTarget:
     max_accuracy_drop: float | None = None
     confidence: float | None = None
     bound: str | None = None
+    max_disagreement: float | None = None
+    guarantee: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.max_cost is None) == (self.max_accuracy_drop is None):
+        if [self.max_cost, self.max_accuracy_drop, self.max_disagreement].count(None) != 2:
             raise ValueError(
-                f"a calibration target needs either max_cost or max_accuracy_drop, got max_cost={self.max_cost} and "
-                f"max_accuracy_drop={self.max_accuracy_drop}."
+                f"a calibration target needs one of max_cost, max_accuracy_drop and max_disagreement, got "
+                f"max_cost={self.max_cost}, max_accuracy_drop={self.max_accuracy_drop} and "
+                f"max_disagreement={self.max_disagreement}."
             )
         if self.max_cost is not None and not self.max_cost > 0:
             raise ValueError(f"max_cost must be above 0 (1 is the plain ViT's cost), got {self.max_cost}.")
-        if self.confidence is not None and self.max_accuracy_drop is None:
-            raise ValueError(
-                f"confidence={self.confidence} needs max_accuracy_drop; a cost is not certified, it is measured."
-            )
-        if self.bound is not None and self.confidence is None:
-            raise ValueError(f"bound={self.bound!r} needs confidence; without it nothing is tested.")
-        if self.confidence is None:
-            if self.max_accuracy_drop is not None and not 0 <= self.max_accuracy_drop < 1:
-                raise ValueError(f"max_accuracy_drop must be at least 0 and below 1, got {self.max_accuracy_drop}.")
+        if self.guarantee not in (None, *GUARANTEES):
+            raise ValueError(f"guarantee must be one of {', '.join(map(repr, GUARANTEES))}, got {self.guarantee!r}.")
+        self._check_guarantee()
+        if self.confidence is not None:
+            object.__setattr__(self, "guarantee", "probability")
+        if self.max_cost is not None:
             return
-        for name in ("max_accuracy_drop", "confidence"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
-        if self.bound is None:
+        name = "max_accuracy_drop" if self.max_disagreement is None else "max_disagreement"
+        if self.guarantee is None and not 0 <= self.limit < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {self.limit}.")
+        if self.guarantee is not None and not 0 < self.limit < 1:
+            raise ValueError(f"{name} must be between 0 and 1, got {self.limit}.")
+        if self.confidence is None:
+            return
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}.")
+        if self.bound is None and self.max_accuracy_drop is not None:
             object.__setattr__(self, "bound", BOUNDS[0])
-        if self.bound not in BOUNDS:
+        if self.bound not in (None, *BOUNDS):
             raise ValueError(f"bound must be one of {', '.join(map(repr, BOUNDS))}, got {self.bound!r}.")
+
+    def _check_guarantee(self) -> None:
+        """That confidence, guarantee and bound fit together, and to what is bounded."""
+        confidence, guarantee = self.confidence, self.guarantee
+        if self.max_cost is not None:
+            for name, given in (("confidence", confidence), ("guarantee", guarantee)):
+                if given is not None:
+                    raise ValueError(
+                        f"{name}={given!r} needs max_accuracy_drop or max_disagreement; a cost is not certified, it "
+                        f"is measured."
+                    )
+        if guarantee == "expectation" and confidence is not None:
+            raise ValueError(
+                f"guarantee='expectation' has no confidence, since it bounds an average; leave out one of both, got "
+                f"confidence={confidence}."
+            )
+        if guarantee == "probability" and confidence is None:
+            raise ValueError("guarantee='probability' needs confidence, such as 0.95, got None.")
+        if self.bound is not None and confidence is None:
+            raise ValueError(f"bound={self.bound!r} needs confidence; without it nothing is tested.")
+        if self.bound is not None and self.max_disagreement is not None:
+            raise ValueError(
+                f"bound={self.bound!r} is for max_accuracy_drop; a disagreement is tested by the exact binomial tail "
+                f"alone."
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the calibration images need labels; a disagreement needs predictions alone."""
+        return self.max_disagreement is None
+
+    @property
+    def limit(self) -> float:
+        """The share of images that may be lost: `max_accuracy_drop`, or `max_disagreement`.
+
+        Raises:
+            ValueError: where the target is a cost.
+        """
+        limit = self.max_accuracy_drop if self.max_disagreement is None else self.max_disagreement
+        if limit is None:
+            raise ValueError(f"a bound needs max_accuracy_drop or max_disagreement, got max_cost={self.max_cost}.")
+        return limit
+
+    @property
+    def certainty(self) -> str:
+        """How sure a certificate is, in words: "with probability 95%", or "on average"."""
+        return "on average" if self.confidence is None else f"with probability {100 * self.confidence:g}%"
+
+    @property
+    def claim(self) -> str:
+        """What is certified, in words, such as "a drop of at most 1.00% with probability 95%"."""
+        kind = "drop" if self.max_disagreement is None else "disagreement"
+        return f"a {kind} of at most {self.limit:.2%} {self.certainty}"
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments that are set."""
@@ -112,13 +186,16 @@ class CalibrationResult:
         target: what the thresholds were chosen for.
         operating_point: the thresholds that were chosen or certified, and what they gave on the calibration images;
             None where none that lets an image leave early is good enough.
-        first_failure: with a confidence, the first thresholds that were not certified; None where all were.
+        first_failure: with a guarantee, the first thresholds that were not certified; None where all were.
         data: the calibration images, as [`ImageClassificationDataset.describe`] tells them.
         dropped_copies: images that were not counted, since an image of the same content was.
         dropped_training_images: images that were not counted, since they trained the model.
         made_for: exits, their combination, architecture, precision and weights that this holds for, as the model's
             `made_for` tells them; of the cascade of an export the first three alone, since precision and weights are
             in its graphs.
+        losses: with a guarantee, how many images count against the operating point, and how many against the first
+            failure: those harmed there, or given another label than the last exit's; in expectation, there or under
+            any more careful thresholds. 0 where there is no such point.
     """
 
     target: CalibrationTarget
@@ -128,21 +205,21 @@ class CalibrationResult:
     dropped_copies: int = 0
     dropped_training_images: int = 0
     made_for: dict[str, Any] | None = None
+    losses: tuple[int, int] = (0, 0)
 
     @property
     def required_sample_size(self) -> int | None:
         """About how many images would certify the first thresholds that failed, at their rates; None where no number
         would."""
-        failed, target = self.first_failure, self.target
-        if failed is None or target.max_accuracy_drop is None or target.confidence is None:
+        failed, target, lost = self.first_failure, self.target, self.losses[1]
+        if failed is None:
             return None
-        rates = failed.harms / failed.num_samples, failed.corrections / failed.num_samples
         needed = required_sample_size(
-            rates[0],
-            target.max_accuracy_drop,
+            lost / failed.num_samples,
+            target.limit,
             target.confidence,
             bound=target.bound or BOUNDS[0],
-            correction_rate=rates[1],
+            correction_rate=(failed.corrections or 0) / failed.num_samples,
         )
         return needed and max(needed, failed.num_samples + 1)
 
@@ -173,40 +250,67 @@ class CalibrationResult:
     def __str__(self) -> str:
         """What was chosen or certified, on which evidence, and what stood in the way of more."""
         found, failed, target = self.operating_point, self.first_failure, self.target
-        drop, confidence = target.max_accuracy_drop, target.confidence
         lines = []
         if self.dropped_copies:
             lines.append(f"Not counted: {self.dropped_copies} images that are copies of others.")
         if self.dropped_training_images:
             lines.append(f"Not counted: {self.dropped_training_images} images that trained the model.")
-        if found and confidence:
-            lines.append(
-                f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
-                f"corrected: with probability {100 * confidence:g}%, the true accuracy drop is at most {drop:.2%}."
-            )
-        if not found and not confidence:
+        if found and target.guarantee:
+            lines.append(self._certificate(found))
+        if not found and not target.guarantee:
             lines.append("No thresholds that let an image leave early are better than running every image to the end.")
-        if not found and confidence:
-            lines.append(
-                f"No thresholds that save cost can be certified for a drop of at most {drop:.2%} with probability "
-                f"{100 * confidence:g}%."
-            )
+        if not found and target.guarantee:
+            lines.append(f"No thresholds that save cost can be certified for {target.claim}.")
         if failed:
-            needed = self.required_sample_size
-            number = f"about {needed}" if target.bound == "difference" else needed
-            more = f"{number} images would certify them" if needed else "no number of images would certify them"
-            lines.append(
-                f"The first thresholds that failed have mean cost {failed.cost:.3f}, harm {failed.harms} of "
-                f"{failed.num_samples} images ({failed.harms / failed.num_samples:.2%}) and correct "
-                f"{failed.corrections}; at these rates {more} by the {target.bound} bound."
-            )
+            lines.append(self._failure(failed))
         if found:
             counts = ", ".join(f"{count} at exit {layer}" for layer, count in found.exit_counts.items())
+            accuracy = (
+                ""
+                if found.accuracy is None
+                else f"accuracy {found.accuracy:.1%} (last exit {found.full_model_accuracy:.1%}), "
+            )
             lines.append(
-                f"On {found.num_samples} images: accuracy {found.accuracy:.1%} (last exit "
-                f"{found.full_model_accuracy:.1%}), mean cost {found.cost:.3f}. Left: {counts}."
+                f"On {found.num_samples} images: {accuracy}disagreement {found.disagreement:.1%}, mean cost "
+                f"{found.cost:.3f}. Left: {counts}."
             )
         return "\n".join(lines)
+
+    def _certificate(self, found: OperatingPoint) -> str:
+        """What is certified, and on which evidence."""
+        target = self.target
+        if target.guarantee == "probability" and target.needs_labels:
+            return (
+                f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
+                f"corrected: {target.certainty}, the true accuracy drop is at most {target.limit:.2%}."
+            )
+        lost = "were harmed" if target.needs_labels else "got another label than from the last exit"
+        if target.guarantee == "probability":
+            return (
+                f"Certified on {found.num_samples} images, of which {found.disagreements} {lost}: {target.certainty}, "
+                f"the true share of such images is at most {target.limit:.2%}, and so is the accuracy drop."
+            )
+        share = "accuracy drop is" if target.needs_labels else "share of such images and the accuracy drop are"
+        return (
+            f"Certified in expectation on {found.num_samples} images, of which {self.losses[0]} {lost} under these "
+            f"thresholds or more careful ones: on average over calibration sets and new images, the {share} at most "
+            f"{target.limit:.2%}. Under these very thresholds it may be larger: only a confidence says how rarely."
+        )
+
+    def _failure(self, failed: OperatingPoint) -> str:
+        """The first thresholds that were not certified, and how many images could certify them."""
+        target, lost, needed = self.target, self.losses[1], self.required_sample_size
+        number = f"about {needed}" if target.bound == "difference" else needed
+        more = f"{number} images would certify them" if needed else "no number of images would certify them"
+        rate = f"{lost} of {failed.num_samples} images ({lost / failed.num_samples:.2%})"
+        what = f"harm {rate}" if target.needs_labels else f"give another label than the last exit to {rate}"
+        if target.guarantee == "expectation":
+            what = f"{what}, counting those of more careful ones; at this rate {more}"
+        elif target.needs_labels:
+            what = f"{what} and correct {failed.corrections}; at these rates {more} by the {target.bound} bound"
+        else:
+            what = f"{what}; at this rate {more}"
+        return f"The first thresholds that failed have mean cost {failed.cost:.3f}, {what}."
 
 
 def calibrate(
@@ -228,8 +332,9 @@ def calibrate(
     Args:
         predictor: a model in eval mode, on the device to run on, or the cascade of an export.
         dataset: images that neither trained the model nor chose its recipe, `{"pixel_values": (3, H, W), "labels":
-            int}`. An [`ImageClassificationDataset`] also tells which they are, so that copies and training images are
-            dropped, and evaluation can refuse the others. Of any other data set, every sample counts.
+            int}`; without labels for `max_disagreement`, which looks at none. An [`ImageClassificationDataset`] also
+            tells which they are, so that copies and training images are dropped, and evaluation can refuse the others.
+            Of any other data set, every sample counts.
         target: what the thresholds are chosen for.
         policy: exit policy; the config's by default.
         batch_size: images at a time.
@@ -237,8 +342,8 @@ def calibrate(
 
     Raises:
         ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, all
-            images trained the model, or a confidence is asked for and the split trained the model or has too few
-            images to certify anything.
+            images trained the model, labels are needed and there are none, or a guarantee is asked for and the split
+            trained the model or has too few images to certify anything.
     """
     config = predictor.config
     policy = policy or config.exit_policy
@@ -246,10 +351,12 @@ def calibrate(
         raise ValueError(f"policy must be one of {', '.join(map(repr, EXIT_POLICIES))}, got {policy!r}.")
     if len(config.exit_layers) < 2:
         raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
+    if target.needs_labels:
+        check_labels(dataset, "calibration for max_cost or max_accuracy_drop")
     describe = getattr(dataset, "describe", None)
     data = describe() if describe else None
     if data:
-        check_held_out(data["split"], target.confidence)
+        check_held_out(data["split"], target.guarantee is not None)
     copies = training_images = 0
     hashes = getattr(dataset, "image_hashes", None)
     if hashes is not None:
@@ -283,25 +390,37 @@ def calibrate_predictions(
         policy: exit policy.
         num_labels: L, of the model.
         data: what tells the calibration images.
+
+    Raises:
+        ValueError: where no thresholds are within a cost, or labels are needed and there are none.
     """
-    if target.confidence is not None:
+    if target.needs_labels and predictions.labels is None:
+        raise ValueError(f"only max_disagreement can be calibrated without labels, got {target}.")
+    if target.guarantee is not None:
         grid = threshold_grid(policy, len(predictions.exit_layers), num_labels)
-        certified, first_failure = fixed_sequence_test(predictions, policy, grid, target)
-        return CalibrationResult(target, certified, first_failure, data)
+        if target.guarantee == "expectation":
+            certified, first_failure, losses = control_expectation(predictions, policy, grid, target)
+        else:
+            certified, first_failure = fixed_sequence_test(predictions, policy, grid, target)
+            losses = _losses(certified, target), _losses(first_failure, target)
+        return CalibrationResult(target, certified, first_failure, data, losses=losses)
     tried = [predictions.simulate(policy, thresholds) for thresholds in shared_thresholds(predictions, policy)]
-    chosen = best_within_cost(tried, target.max_cost) if target.max_cost is not None else None
-    if target.max_accuracy_drop is not None:
+    if target.max_cost is not None:
+        chosen = best_within_cost(tried, target.max_cost)
+    elif target.max_accuracy_drop is not None:
         chosen = cheapest_within_drop(tried, target.max_accuracy_drop)
-    return CalibrationResult(target, chosen if chosen and chosen.saves else None, None, data)
+    else:
+        chosen = cheapest_within_disagreement(tried, target.limit)
+    return CalibrationResult(target, chosen if chosen.saves else None, None, data)
 
 
-def check_held_out(split: str, confidence: float | None) -> None:
-    """Checks that a split can certify, where a confidence is asked for.
+def check_held_out(split: str, certifies: bool) -> None:
+    """Checks that a split can certify, where it is to.
 
     Raises:
         ValueError: where it has images that trained the model.
     """
-    if confidence is not None and split in ("train", "all"):
+    if certifies and split in ("train", "all"):
         raise ValueError(
             f"the split {split!r} has images that trained the model, so it can certify nothing; take images that were "
             f"held out."
@@ -309,19 +428,18 @@ def check_held_out(split: str, confidence: float | None) -> None:
 
 
 def check_sample_size(num_samples: int, target: CalibrationTarget) -> None:
-    """Checks that so many images, none of them harmed, would certify a target with a confidence.
+    """Checks that so many images, none of them lost, would certify a target with a guarantee.
 
     Raises:
         ValueError: where they would not.
     """
-    drop, confidence = target.max_accuracy_drop, target.confidence
-    if drop is None or confidence is None:
+    if target.guarantee is None:
         return
-    fewest = required_sample_size(0.0, drop, confidence)
+    fewest = required_sample_size(0.0, target.limit, target.confidence)
     if fewest is not None and num_samples < fewest:
+        none_lost = "none is harmed" if target.needs_labels else "no label differs"
         raise ValueError(
-            f"at least {fewest} images are needed to certify a drop of at most {drop:.2%} with probability "
-            f"{100 * confidence:g}%, even if none is harmed, got {num_samples}."
+            f"at least {fewest} images are needed to certify {target.claim}, even if {none_lost}, got {num_samples}."
         )
 
 
@@ -372,8 +490,14 @@ def best_within_cost(tried: list[OperatingPoint], max_cost: float) -> OperatingP
 
 def cheapest_within_drop(tried: list[OperatingPoint], max_accuracy_drop: float) -> OperatingPoint:
     """The cheapest of some operating points that lose at most `max_accuracy_drop` against the last exit."""
-    allowed = [point for point in tried if point.drop <= max_accuracy_drop]
-    return min(allowed, key=lambda point: (point.cost, -point.accuracy))
+    allowed = [point for point in tried if point.drop is not None and point.drop <= max_accuracy_drop]
+    return min(allowed, key=lambda point: (point.cost, point.drop))
+
+
+def cheapest_within_disagreement(tried: list[OperatingPoint], max_disagreement: float) -> OperatingPoint:
+    """The cheapest of some operating points that give another label than the last exit to at most this share."""
+    allowed = [point for point in tried if point.disagreement <= max_disagreement]
+    return min(allowed, key=lambda point: (point.cost, point.disagreements))
 
 
 def fixed_sequence_test(
@@ -381,14 +505,14 @@ def fixed_sequence_test(
 ) -> tuple[OperatingPoint | None, OperatingPoint | None]:
     """The boldest thresholds that are certified for a target with a confidence.
 
-    With probability `target.confidence` over the draw of the images, the true drop is at most
-    `target.max_accuracy_drop`.
+    With probability `target.confidence` over the draw of the images, the true drop, or disagreement, is at most
+    `target.limit`.
 
     Args:
         predictions: on images that had no part in `sequence`, drawn like those to come.
         policy: exit policy.
         sequence: thresholds from the most careful on, fixed beforehand.
-        target: with `max_accuracy_drop`, `confidence` and `bound`.
+        target: with `confidence`, and `max_accuracy_drop` and `bound`, or `max_disagreement`.
 
     Returns:
         The boldest certified operating point, None where none that saves anything is certified; and the first one that
@@ -397,18 +521,68 @@ def fixed_sequence_test(
     Raises:
         ValueError: where the target has no confidence.
     """
-    drop, confidence = target.max_accuracy_drop, target.confidence
-    if drop is None or confidence is None:
-        raise ValueError(f"a test needs a target with max_accuracy_drop and confidence, got {target}.")
-    allowed = most_harms(len(predictions), drop, confidence, target.bound or BOUNDS[0])
+    if target.confidence is None:
+        raise ValueError(f"a test needs a target with confidence, got {target}.")
+    allowed = most_harms(len(predictions), target.limit, target.confidence, target.bound or BOUNDS[0])
     certified = None
     for thresholds in sequence:
         point = predictions.simulate(policy, thresholds)
-        if point.harms > allowed[point.corrections]:
+        if _losses(point, target) > allowed[point.corrections or 0]:
             return certified, point
         if point.saves:
             certified = point
     return certified, None
+
+
+def control_expectation(
+    predictions: ExitPredictions, policy: str, sequence: Iterable[list[float]], target: CalibrationTarget
+) -> tuple[OperatingPoint | None, OperatingPoint | None, tuple[int, int]]:
+    """The boldest thresholds that keep a target in expectation (conformal risk control; Angelopoulos et al., 2024).
+
+    An image is lost under some thresholds where it is harmed, or given another label than the last exit's, under them
+    or any more careful ones: a running maximum, which never falls along the sequence. Taken are the boldest thresholds
+    with (k + 1) / (n + 1) ≤ δ, where k of n images are lost. Over the draw of these n images and one more, that one is
+    then lost with a probability of at most δ, which is never below the expected drop under the thresholds taken.
+
+    Args:
+        predictions: on images drawn like those to come.
+        policy: exit policy.
+        sequence: thresholds from the most careful on, fixed beforehand.
+        target: with `max_accuracy_drop` or `max_disagreement`.
+
+    Returns:
+        The boldest operating point that keeps the target, None where none that saves anything does; the first one that
+        does not, None where all do; and how many images are lost under each of them, 0 where it is None.
+
+    Raises:
+        ValueError: where the target is a cost, or needs labels and there are none.
+    """
+    lost = np.zeros(len(predictions), dtype=bool)
+    certified, certified_losses = None, 0
+    for thresholds in sequence:
+        indices = predictions.exit_indices(policy, thresholds)
+        point = predictions.operating_point(policy, thresholds, indices)
+        lost |= predictions.harmed(indices) if target.needs_labels else predictions.disagrees(indices)
+        losses = int(lost.sum())
+        if not _bounds_expectation(losses, len(predictions), target.limit):
+            return certified, point, (certified_losses, losses)
+        if point.saves:
+            certified, certified_losses = point, losses
+    return certified, None, (certified_losses, 0)
+
+
+def _losses(point: OperatingPoint | None, target: CalibrationTarget) -> int:
+    """How many images count against a target under some thresholds."""
+    if point is None:
+        return 0
+    losses = point.harms if target.needs_labels else point.disagreements
+    assert losses is not None  # labels were asked for where they are needed
+    return losses
+
+
+def _bounds_expectation(losses: int, num_samples: int, limit: float) -> bool:
+    """Whether so many images lost bound the expected share: one image more is taken to be lost."""
+    return (losses + 1) / (num_samples + 1) <= limit
 
 
 @lru_cache
@@ -551,22 +725,31 @@ def harm_p_value(harms: int, num_samples: int, max_accuracy_drop: float) -> floa
 
 
 def required_sample_size(
-    harm_rate: float, max_accuracy_drop: float, confidence: float, *, bound: str = "harm", correction_rate: float = 0.0
+    harm_rate: float,
+    max_accuracy_drop: float,
+    confidence: float | None,
+    *,
+    bound: str = "harm",
+    correction_rate: float = 0.0,
 ) -> int | None:
     """The fewest images that certify a drop, if these shares of them are harmed and corrected; None if none can.
 
     By the harm rate, k harms need n_k images, and k/n_k grows with k towards the allowed drop. By the difference it is
     an estimate: the score grows as √n, up to the critical one, which hardly depends on n and is taken at 1,000 images
     at most; never fewer than without harm, nor more than by the harm rate.
+
+    For a disagreement, give its rate and its bound in place of those of harm; for an expectation, no confidence.
     """
 
     def size_for(harms: int) -> int:
+        if confidence is None:
+            return _smallest(lambda n: _bounds_expectation(harms, n, max_accuracy_drop))
         return _smallest(lambda n: harm_p_value(harms, n, max_accuracy_drop) <= 1 - confidence)
 
     fewest, by_harm = size_for(0), None
     if harm_rate < max_accuracy_drop:
         by_harm = fewest if harm_rate == 0 else size_for(_smallest(lambda k: k >= harm_rate * size_for(k)))
-    if bound == "harm" or by_harm == fewest or harm_rate >= max_accuracy_drop + correction_rate:
+    if confidence is None or bound == "harm" or by_harm == fewest or harm_rate >= max_accuracy_drop + correction_rate:
         return by_harm
     score = _score(harm_rate, correction_rate, 1, max_accuracy_drop)  # of one image; that of n is √n times as large
     level = 1 - confidence

@@ -14,7 +14,7 @@ from ..configuration_mevit import MEViTConfig
 from ..data.identity import count_known
 from .cost import static_exit_costs
 from .metrics import area_under, auroc_per_exit, oracle_curve, shared_threshold_curve
-from .predictions import ExitPredictions, OperatingPoint, PredictionCollector, Predictor, batches
+from .predictions import ExitPredictions, OperatingPoint, PredictionCollector, Predictor, batches, check_labels
 
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
@@ -136,8 +136,10 @@ def evaluate(
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where there are no images, a score is NaN, or images chose the thresholds, as far as can be told.
+        ValueError: where there are no images or no labels, a score is NaN, or images chose the thresholds, as far as
+            can be told.
     """
+    check_labels(dataset, "evaluation")
     config = predictor.config
     calibration_images = count_calibration_images(config, dataset)
     if calibration_images and not allow_calibration_images:

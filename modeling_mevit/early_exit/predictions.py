@@ -42,28 +42,37 @@ class OperatingPoint:
         policy: exit policy.
         thresholds: E − 1, of the early exits' scores.
         num_samples: N.
-        accuracy: of the exits taken.
+        accuracy: of the exits taken; None of images without labels, as the three below that need them.
         full_model_accuracy: of the last exit, on the same images.
         cost: mean, relative to the plain ViT.
         harms: images that the last exit gets right and the exit taken wrong.
         corrections: images that the exit taken gets right and the last exit wrong.
+        disagreements: images to which the exit taken gives another label than the last exit, right or wrong.
         exit_counts: exit layer → number of images that left there.
     """
 
     policy: str
     thresholds: list[float]
     num_samples: int
-    accuracy: float
-    full_model_accuracy: float
+    accuracy: float | None
+    full_model_accuracy: float | None
     cost: float
-    harms: int
-    corrections: int
+    harms: int | None
+    corrections: int | None
+    disagreements: int
     exit_counts: dict[int, int]
 
     @property
-    def drop(self) -> float:
-        """Accuracy lost against the last exit; negative where early exits gain."""
+    def drop(self) -> float | None:
+        """Accuracy lost against the last exit; negative where early exits gain, None of images without labels."""
+        if self.harms is None or self.corrections is None:
+            return None
         return (self.harms - self.corrections) / self.num_samples
+
+    @property
+    def disagreement(self) -> float:
+        """Share of images to which the exit taken gives another label than the last exit; never below the drop."""
+        return self.disagreements / self.num_samples
 
     @property
     def saves(self) -> bool:
@@ -82,23 +91,29 @@ class ExitPredictions:
     Args:
         exit_layers: E layer numbers.
         costs: (E,), of an image that leaves there ([`dynamic_exit_costs`]).
-        labels: (N,), int64.
+        labels: (N,), int64; None of images without labels.
         predictions: (N, E), int64.
         scores: policy → (N, E), float32, low where an exit is sure.
     """
 
     exit_layers: list[int]
     costs: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     predictions: np.ndarray
     scores: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.predictions)
 
     @property
     def correct(self) -> np.ndarray:
-        """(N, E), bool: whether each exit is right."""
+        """(N, E), bool: whether each exit is right.
+
+        Raises:
+            ValueError: where the images have no labels.
+        """
+        if self.labels is None:
+            raise ValueError(f"accuracy needs labels, and these {len(self)} images have none.")
         return self.predictions == self.labels[:, None]
 
     def select(self, samples: np.ndarray) -> "ExitPredictions":
@@ -106,10 +121,19 @@ class ExitPredictions:
         return ExitPredictions(
             self.exit_layers,
             self.costs,
-            self.labels[samples],
+            None if self.labels is None else self.labels[samples],
             self.predictions[samples],
             {policy: scores[samples] for policy, scores in self.scores.items()},
         )
+
+    def harmed(self, indices: np.ndarray) -> np.ndarray:
+        """(N,), bool: where the last exit is right and the exit of `indices`, (N,), wrong."""
+        correct = self.correct
+        return correct[:, -1] & ~correct[np.arange(len(self)), indices]
+
+    def disagrees(self, indices: np.ndarray) -> np.ndarray:
+        """(N,), bool: where the exit of `indices`, (N,), gives another label than the last one."""
+        return self.predictions[np.arange(len(self)), indices] != self.predictions[:, -1]
 
     def exit_indices(self, policy: str, thresholds: Sequence[float]) -> np.ndarray:
         """(N,), int64: place of the exit that each image takes, 0 … E − 1, under E − 1 thresholds."""
@@ -122,18 +146,23 @@ class ExitPredictions:
 
     def operating_point(self, policy: str, thresholds: Sequence[float], indices: np.ndarray) -> OperatingPoint:
         """What a run gives in which images left at the exits of `indices`, (N,)."""
-        correct = self.correct
-        taken, last = correct[np.arange(len(self)), indices], correct[:, -1]
+        accuracy = full_model_accuracy = harms = corrections = None
+        if self.labels is not None:
+            correct = self.correct
+            taken, last = correct[np.arange(len(self)), indices], correct[:, -1]
+            accuracy, full_model_accuracy = float(taken.mean()), float(last.mean())
+            harms, corrections = int((last & ~taken).sum()), int((taken & ~last).sum())
         counts = np.bincount(indices, minlength=len(self.exit_layers)).tolist()
         return OperatingPoint(
             policy=policy,
             thresholds=list(thresholds),
             num_samples=len(self),
-            accuracy=float(taken.mean()),
-            full_model_accuracy=float(last.mean()),
+            accuracy=accuracy,
+            full_model_accuracy=full_model_accuracy,
             cost=float(self.costs[indices].mean()),
-            harms=int((last & ~taken).sum()),
-            corrections=int((taken & ~last).sum()),
+            harms=harms,
+            corrections=corrections,
+            disagreements=int(self.disagrees(indices).sum()),
             exit_counts=dict(zip(self.exit_layers, counts, strict=True)),
         )
 
@@ -147,8 +176,8 @@ class PredictionCollector:
         self._predictions: list[np.ndarray] = []
         self._scores: dict[str, list[np.ndarray]] = {}
 
-    def add(self, outputs: MEViTOutput, labels: Tensor) -> None:
-        """Adds a batch.
+    def add(self, outputs: MEViTOutput, labels: Tensor | None) -> None:
+        """Adds a batch; of images without labels, all batches are.
 
         Raises:
             ValueError: where a score is NaN.
@@ -167,7 +196,8 @@ class PredictionCollector:
             if scores.isnan().any():
                 raise ValueError(f"the scores of exit_policy={policy!r} must be numbers, and some are NaN.")
             self._scores.setdefault(policy, []).append(scores.numpy())
-        self._labels.append(labels.numpy())
+        if labels is not None:
+            self._labels.append(labels.numpy())
         self._predictions.append(logits.argmax(-1).numpy())
 
     def result(self) -> ExitPredictions:
@@ -176,7 +206,7 @@ class PredictionCollector:
         return ExitPredictions(
             exit_layers=list(self.config.exit_layers),
             costs=np.array([costs[layer] for layer in self.config.exit_layers]),
-            labels=np.concatenate(self._labels),
+            labels=np.concatenate(self._labels) if self._labels else None,
             predictions=np.concatenate(self._predictions),
             scores={policy: np.concatenate(scores) for policy, scores in self._scores.items()},
         )
@@ -193,6 +223,22 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int, description: st
     return tqdm(DataLoader(dataset, batch_size, num_workers=num_workers), desc=description, unit="batch")
 
 
+def check_labels(dataset: Dataset, purpose: str) -> None:
+    """Checks that the images of a data set have labels: as it says itself, or by its first one.
+
+    Raises:
+        ValueError: where they have none.
+    """
+    has_labels = getattr(dataset, "has_labels", None)
+    if has_labels is None:
+        has_labels = not len(dataset) or "labels" in dataset[0]  # type: ignore[arg-type]
+    if not has_labels:
+        raise ValueError(
+            f"{purpose} needs labels, and these {len(dataset)} images have none; without labels, "  # type: ignore[arg-type]
+            f"max_disagreement can be calibrated for."
+        )
+
+
 @torch.no_grad()
 def predict_exits(
     predictor: Predictor, dataset: Dataset, *, batch_size: int = 32, num_workers: int = 0
@@ -201,7 +247,7 @@ def predict_exits(
 
     Args:
         predictor: a model in eval mode, on the device to run on, or the cascade of an export.
-        dataset: of `{"pixel_values": (3, H, W), "labels": int}`.
+        dataset: of `{"pixel_values": (3, H, W), "labels": int}`, or without labels.
         batch_size: images at a time.
         num_workers: processes that read images.
 
@@ -213,5 +259,5 @@ def predict_exits(
     collector = PredictionCollector(predictor.config)
     for batch in batches(dataset, batch_size, num_workers, "exits"):
         outputs = predictor(batch["pixel_values"].to(predictor.device), early_exit=False)
-        collector.add(outputs, batch["labels"])
+        collector.add(outputs, batch.get("labels"))
     return collector.result()

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
-from ..early_exit.predictions import batches
+from ..early_exit.predictions import batches, check_labels
 from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
 from .graphs import GraphFile, cascade_stages
 from .runtime import MEViTCascade
@@ -65,7 +65,8 @@ class Quantization:
 
     Args:
         precision: one of `PRECISIONS`.
-        calibration: calibration images, `{"pixel_values", "labels"}`, for thresholds and for the report.
+        calibration: calibration images, `{"pixel_values", "labels"}`, for thresholds and for the report, which needs
+            labels.
         training: training images, for the ranges of activations, which `"int8"` alone needs.
         target: the processor that int8 files are for, one of `TARGETS`; this machine's by default. Files for another
             one run too, but slower or less accurately.
@@ -154,8 +155,12 @@ def lower_precision(
         files: of the export.
         config: of the model; it gets new thresholds, or none where early exit cannot be kept.
         quantization: what to do.
+
+    Raises:
+        ValueError: where the calibration images have no labels.
     """
     dataset = quantization.calibration
+    check_labels(dataset, "a lower precision")
     classifiers = [file.name for file in files if file.kind == "exit"]
     before = accuracies(directory, classifiers, dataset)
     convert(directory, files, config, quantization)

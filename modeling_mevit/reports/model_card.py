@@ -22,7 +22,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from ..atomic import write_text
-from ..configuration_mevit import MEViTConfig
+from ..configuration_mevit import MEViTConfig, is_certified
+from ..data.identity import UNLABELLED
 from ..early_exit.predictions import OperatingPoint
 from ..modeling_mevit import weights_digest
 from .tables import combination_sentence, early_exit_sentence, markdown_table, measured_splits, results_table
@@ -176,7 +177,8 @@ def _calibration(config: MEViTConfig, directory: Path) -> dict[str, Any] | None:
         return None
     point = config.calibration.get("operating_point") or {}
     lacking = [name for name in ("target", "data") if name not in config.calibration]
-    lacking += [field.name for field in fields(OperatingPoint) if field.name not in point]
+    # disagreements were not counted before
+    lacking += [field.name for field in fields(OperatingPoint) if field.name not in (*point, "disagreements")]
     if lacking:
         raise ValueError(f"calibration of config.json must be as `mevit calibrate` writes it; it lacks {lacking[0]}.")
     made_for = config.calibration.get("made_for") or {}
@@ -200,43 +202,63 @@ def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str
     target, point, data = (calibration[key] for key in ("target", "operating_point", "data"))
     made_for = calibration.get("made_for") or {}
     rows = zip(exit_layers, point["thresholds"], strict=False)  # the last exit has none
-    digest = f"; SHA-256 of content and labels `{data['sha256'][:16]}…`" if data else ""
+    hashed = "content" if data and data["split"] == UNLABELLED else "content and labels"
+    digest = f"; SHA-256 of {hashed} `{data['sha256'][:16]}…`" if data else ""
     return {
         "policy": point["policy"],
         "score": SCORES[point["policy"]],
         "thresholds": markdown_table(("exit", "threshold"), ((layer, f"{number:.6g}") for layer, number in rows)),
         "target": _target(target, made_for.get("dtype") if made_for.get("weights") else None),
-        "calibration_data": _images(point["num_samples"], data, digest),
-        "accuracy": f"{point['accuracy']:.1%}",
-        "full_model_accuracy": f"{point['full_model_accuracy']:.1%}",
-        "cost": f"{point['cost']:.3f}",
-        "harms": point["harms"],
-        "corrections": point["corrections"],
+        "chosen": _chosen(point, _images(point["num_samples"], data, digest)),
     }
+
+
+def _chosen(point: dict[str, Any], images: str) -> str:
+    """What the thresholds gave on the images that chose them; without labels, no accuracy."""
+    has_labels = point["accuracy"] is not None
+    accuracy = (
+        f"accuracy {point['accuracy']:.1%}, that of the last exit {point['full_model_accuracy']:.1%}, "
+        if has_labels
+        else ""
+    )
+    lines = [f"The thresholds were chosen on {images}: {accuracy}mean cost {point['cost']:.3f} of the plain ViT's."]
+    if has_labels:
+        lines.append(
+            f"Early exit was wrong where the last exit is right on {point['harms']} of these images, and right where "
+            f"it is wrong on {point['corrections']}."
+        )
+    if "disagreements" in point:  # which operating points of before lack
+        lines.append(f"It gave another label than the last exit to {point['disagreements']} of these images.")
+    return "\n".join(lines)
 
 
 def _target(target: dict[str, Any], dtype: str | None) -> str:
     """What the thresholds were chosen for, and whether it is promised for other images: of these weights in a
     precision, or of weights that the calibration does not tell, where `dtype` is None."""
-    drop, confidence = target.get("max_accuracy_drop"), target.get("confidence")
-    if drop is None:
+    drop, disagreement = target.get("max_accuracy_drop"), target.get("max_disagreement")
+    if drop is None and disagreement is None:
         return (
             f"They give the best accuracy within a mean cost of {target['max_cost']:.3g} on the calibration images. "
             "Nothing is promised for others."
         )
-    if confidence is None:
+    if disagreement is None:
+        keeps = f"loses at most {drop:.2%} in accuracy against the last exit on"
+    else:
+        keeps = f"gives another label than the last exit to at most {disagreement:.2%} of"
+    if not is_certified({"target": target}):
         return (
-            f"They give the lowest cost that loses at most {drop:.2%} in accuracy against the last exit on the "
-            "calibration images. Nothing is promised for others."
+            f"They give the lowest cost at which early exit {keeps} the calibration images. Nothing is promised for "
+            "others."
         )
     if dtype is None:
         return (
-            f"They were certified for a loss of at most {drop:.2%} in accuracy against the last exit, but the "
-            "calibration does not say for which weights. Nothing is promised until it is run again."
+            f"It was certified that early exit {keeps} images like those, but the calibration does not say for which "
+            "weights. Nothing is promised until it is run again."
         )
+    how = "on average" if target.get("confidence") is None else f"with probability {100 * target['confidence']:g}%"
+    bound = f" ({target['bound']} bound)" if target.get("bound") else ""
     return (
-        f"Certified: with probability {100 * confidence:g}% over the draw of the calibration images, early exit loses "
-        f"at most {drop:.2%} in accuracy against the last exit on images like those ({target['bound']} bound), if "
+        f"Certified: {how} over the draw of the calibration images, early exit {keeps} images like those{bound}, if "
         f"those images neither trained the model nor chose its recipe. This holds for these weights in {dtype}."
     )
 

@@ -104,10 +104,18 @@ def early_exit_sentence(run: dict[str, Any]) -> str:
     counts = ", ".join(f"{count} at {layer}" for layer, count in point["exit_counts"].items())
     return (
         f"Early exit: accuracy {point['accuracy']:.1%} (last exit {point['full_model_accuracy']:.1%}; "
-        f"{point['harms']} harmed, {point['corrections']} corrected), mean cost {point['cost']:.3f}, "
+        f"{point['harms']} harmed, {point['corrections']} corrected){_disagreement(point)}, mean cost "
+        f"{point['cost']:.3f}, "
         f"{run['images_per_second']:.1f} images a second, relative latency {run['relative_latency']:.2f} "
         f"({run['reference']}: {run['plain_images_per_second']:.1f} images a second). Images that left: {counts}."
     )
+
+
+def _disagreement(point: dict[str, Any]) -> str:
+    """How often the exit taken gives another label than the last one, which operating points of before lack."""
+    if "disagreements" not in point:
+        return ""
+    return f", disagreement {point['disagreements'] / point['num_samples']:.1%}"
 
 
 def benchmark_table(rows: Sequence[dict[str, Any]], why_no_energy: str | None = None) -> str:

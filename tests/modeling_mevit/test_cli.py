@@ -52,13 +52,70 @@ def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, bound
     config = config_of(checkpoint)
     assert config["exit_policy"] == "confidence"
     calibration = config["calibration"]
-    assert calibration["target"] == {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound}
+    target = {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": bound, "guarantee": "probability"}
+    assert calibration["target"] == target
     assert calibration["operating_point"]["num_samples"] == 80
     card = (checkpoint / "README.md").read_text()
     assert "probability 90%" in card and card.index("## Early exit") < card.index("## How to load")
     mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
     card = (checkpoint / "README.md").read_text()
     assert card.count("## Early exit") == 1 and "probability 90%" not in card
+
+
+@pytest.fixture
+def unlabelled(photos, tmp_path) -> Path:
+    """The validation images, in one folder."""
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for file in photos.glob("validation/*/*.png"):
+        shutil.copy(file, folder / f"{file.parent.name}-{file.name}")
+    return folder
+
+
+@pytest.mark.parametrize("guarantee", [("--confidence", "0.9"), ("--guarantee", "expectation")])
+def test_calibrates_without_labels(mevit, checkpoint, photos, unlabelled, guarantee):
+    target = ["--max-disagreement", "0.1", *guarantee, "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", unlabelled, *target)
+    assert code == 0 and "Certified" in out and "On 80 images: disagreement" in out and "accuracy 9" not in out
+    calibration = config_of(checkpoint)["calibration"]
+    assert calibration["data"]["name"] == "phone" and calibration["data"]["split"] == "unlabelled"
+    assert calibration["operating_point"]["num_samples"] == 80 and calibration["operating_point"]["harms"] is None
+    assert MEViTForImageClassification.from_pretrained(checkpoint).certificate == calibration["target"]
+    assert "80 images of phone (unlabelled;" in (checkpoint / "README.md").read_text()
+    # labels are not looked at where there are any
+    mevit("calibrate", checkpoint, "--data", photos, *target)
+    labelled = config_of(checkpoint)["calibration"]["operating_point"]
+    known = {name: value for name, value in labelled.items() if calibration["operating_point"][name] is not None}
+    assert known == {name: value for name, value in calibration["operating_point"].items() if value is not None}
+
+    code, out = mevit("evaluate", checkpoint, "--data", photos)
+    assert code == 0 and "corrected), disagreement " in out
+    assert "disagreement " in (checkpoint / "README.md").read_text()
+
+
+def test_images_that_calibrated_without_labels_do_not_evaluate(mevit, checkpoint, photos, unlabelled):
+    mevit("calibrate", checkpoint, "--data", unlabelled, "--max-disagreement", "0.1")
+    code, _ = mevit("evaluate", checkpoint, "--data", photos, "--split", "validation")
+    assert code.startswith("mevit: error: 80 of these 80 images chose the thresholds")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("calibrate", "--max-accuracy-drop", "0.1"), "max_accuracy_drop needs labels, and these 80 images have none"),
+        (("calibrate", "--max-cost", "0.6"), "max_cost or max_accuracy_drop needs labels"),
+        (("evaluate",), "evaluation needs labels, and these 80 images have none"),
+        (("evaluate", "--split", "test"), "split must be 'unlabelled' for "),
+        (
+            ("calibrate", "--max-disagreement", "0.01", "--confidence", "0.95"),
+            "at least 299 images are needed to certify a disagreement of at most 1.00% with probability 95%",
+        ),
+    ],
+)
+def test_says_what_images_without_labels_cannot_do(mevit, checkpoint, unlabelled, arguments, message):
+    command, *options = arguments
+    code, _ = mevit(command, checkpoint, "--data", unlabelled, *options)
+    assert code.startswith("mevit: error: ") and message in code
 
 
 def test_leaves_early_exit_off_where_nothing_can_be_certified(mevit, checkpoint, photos):
@@ -224,8 +281,11 @@ def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--max-cost", "0.6", "--max-accuracy-drop", "0.1"], "needs either max_cost or max_accuracy_drop"),
-        ([], "needs either max_cost or max_accuracy_drop"),
+        (
+            ["--max-cost", "0.6", "--max-accuracy-drop", "0.1"],
+            "needs one of max_cost, max_accuracy_drop and max_disagreement",
+        ),
+        ([], "needs one of max_cost, max_accuracy_drop and max_disagreement"),
         (["--max-cost", "0.6", "--confidence", "0.9"], "confidence=0.9 needs max_accuracy_drop"),
         (["--max-cost", "0.1"], "max_cost must be at least 0.3.*, the cost of the first exit, got 0.1"),
         (["--max-accuracy-drop", "2"], "max_accuracy_drop must be at least 0 and below 1, got 2.0"),

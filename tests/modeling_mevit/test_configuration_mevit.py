@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from modeling_mevit import MEViTConfig
-from modeling_mevit.configuration_mevit import promise_digest, validate_config_fields
+from modeling_mevit.configuration_mevit import is_certified, promise_digest, validate_config_fields
 from tests.helpers.models import TINY
 
 
@@ -317,6 +317,21 @@ def test_the_default_architecture_is_bound_too(tmp_path):
     edit_file(tmp_path, num_attention_heads=8)
     with pytest.warns(UserWarning, match="num_attention_heads=8"):
         MEViTConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "certified"),
+    [
+        ({"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}, True),  # of before there was `guarantee`
+        ({"max_accuracy_drop": 0.01, "max_cost": None, "confidence": None, "bound": None}, False),
+        ({"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"}, True),
+        ({"max_disagreement": 0.01, "guarantee": "expectation"}, True),
+        ({"max_disagreement": 0.01}, False),
+        (None, False),
+    ],
+)
+def test_what_is_certified(target, certified):
+    assert is_certified({"target": target}) is certified
 
 
 def certified_config() -> MEViTConfig:

@@ -292,7 +292,10 @@ def test_a_loaded_predictor_is_as_it_was_saved(tmp_path):
     torch.testing.assert_close(loaded.uncertainty.bias, model.uncertainty.bias, rtol=0, atol=0)
 
 
-def certified_model() -> MEViTForImageClassification:
+CERTIFIED = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}
+
+
+def certified_model(target: dict = CERTIFIED) -> MEViTForImageClassification:
     """A model with a certificate, and weights that are the same in every version of torch."""
     model = MEViTForImageClassification(MEViTConfig(**TINY, exit_policy="margin", exit_thresholds=0.5)).eval()
     with torch.no_grad():
@@ -300,7 +303,7 @@ def certified_model() -> MEViTForImageClassification:
             parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) % 7 * 0.0625 - number * 0.015625)
     model.config.early_exit = True
     model.config.calibration = {
-        "target": {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"},
+        "target": dict(target),
         "operating_point": {"policy": "margin", "thresholds": [0.5, 0.5]},
         "data": None,
         "made_for": model.made_for(),
@@ -330,15 +333,31 @@ def weights_on_disk(model: MEViTForImageClassification) -> dict[str, torch.Tenso
 
 def test_a_certificate_holds_while_nothing_changes(tmp_path):
     model = certified_model()
-    target = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}
     model.save_pretrained(tmp_path)
     with warnings.catch_warnings(action="error", category=UserWarning):
-        assert model.certificate == target
-        assert MEViTForImageClassification.from_pretrained(tmp_path).certificate == target
+        assert model.certificate == CERTIFIED
+        assert MEViTForImageClassification.from_pretrained(tmp_path).certificate == CERTIFIED
     # of both major versions of Transformers, and of every other
     assert model.made_for()["weights"] == "08a2bb0abe2aec79"
     assert weights_digest(load_file(tmp_path / "model.safetensors").items()) == "08a2bb0abe2aec79"
     assert tiny_model().certificate is None
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"},
+        {"max_accuracy_drop": 0.01, "guarantee": "expectation"},
+    ],
+)
+def test_every_guarantee_is_a_certificate(target):
+    model = certified_model(target)
+    assert model.certificate == target
+    change_a_weight(model)
+    with pytest.warns(UserWarning, match="the certificate of early exit is gone"):
+        assert model.certificate is None
+    model.config.calibration["target"] = {"max_disagreement": 0.01}
+    assert model.certificate is None
 
 
 def change_a_weight(model):

@@ -12,6 +12,12 @@ share of the cost that the early exit saves.
 
 Besides the two bounds there is `betting`, the difference bound of before: the mean capital of gamblers with constant
 stakes (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024).
+
+The allowed drop is also what may be allowed of a disagreement, which here is a harm or a correction: certified at a
+confidence, where a violation is a true disagreement above it, and in expectation, of harm and of disagreement. There
+what counts is the mean of the true shares of images lost over all calibrations: it may not be above what is allowed,
+while a single one may. With one early exit, an image that is lost under some threshold is lost under every bolder one,
+so that counts are running maxima already.
 """
 
 import json
@@ -33,7 +39,8 @@ DROPS = (0.005, 0.01, 0.02)
 CONFIDENCE = 0.95
 SAVING = 0.5  # of the cost, where all images leave early
 THRESHOLDS = np.linspace(0, 1, 101)[1:]
-TESTS = (*BOUNDS, "betting")
+TESTS = (*BOUNDS, "betting", "disagreement")
+EXPECTATIONS = ("expected harm", "expected disagreement")
 
 # model → what share of all images with a score below t is harmed and corrected, by t and the allowed drop
 Shares = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
@@ -77,7 +84,12 @@ def draw(
 
 
 def passes(test: str, harms: np.ndarray, corrections: np.ndarray, num_samples: int, drop: float) -> np.ndarray:
-    """(C, T), bool: whether a test certifies each threshold by itself."""
+    """(C, T), bool: whether a test, or a bound in expectation, certifies each threshold by itself."""
+    if test in EXPECTATIONS:
+        lost = harms if test == "expected harm" else harms + corrections
+        return (lost + 1) / (num_samples + 1) <= drop
+    if test == "disagreement":
+        return harms + corrections <= most_harms(num_samples, drop, CONFIDENCE, "harm")[0]
     if test in BOUNDS:
         return harms <= most_harms(num_samples, drop, CONFIDENCE, test)[corrections]
     pairs, places = np.unique(np.stack((harms.ravel(), corrections.ravel())), axis=1, return_inverse=True)
@@ -89,37 +101,60 @@ def passes(test: str, harms: np.ndarray, corrections: np.ndarray, num_samples: i
 
 
 def simulate(model: str, num_samples: int, drop: float, arguments: PromisesArguments) -> dict[str, Any]:
-    """Violations and saving of every test in one setting, on the same draws."""
+    """Violations and saving of every test in one setting, and risks in expectation, on the same draws."""
     harmed, corrected = MODELS[model](THRESHOLDS, drop)
     rng = np.random.default_rng([arguments.seed, list(MODELS).index(model), num_samples, round(drop * 1e6)])
     harms, corrections = draw(harmed, corrected, num_samples, arguments.calibrations, rng)
-    violations, saved = {}, {}
-    for test in TESTS:
+    lost = {"disagreement": harmed + corrected, "expected harm": harmed, "expected disagreement": harmed + corrected}
+    violations, risks, saved = {}, {}, {}
+    for test in (*TESTS, *EXPECTATIONS):
         # how many thresholds are certified before the first one that fails; none lets all images run to the end
         passed = passes(test, harms, corrections, num_samples, drop).cumprod(1).sum(1)
-        violations[test] = float(np.append(False, harmed - corrected > drop)[passed].mean())
+        shares = np.append(0.0, lost.get(test, harmed - corrected))[passed]
+        if test in TESTS:
+            violations[test] = float((shares > drop).mean())
+        else:
+            risks[test] = float(shares.mean())
         saved[test] = float(SAVING * np.append(0.0, THRESHOLDS)[passed].mean())
-    return {"model": model, "num_samples": num_samples, "drop": drop, "violations": violations, "saved": saved}
+    setting = {"model": model, "num_samples": num_samples, "drop": drop}
+    return {**setting, "violations": violations, "risks": risks, "saved": saved}
 
 
-def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    header = ("model", "images", "allowed drop", *(f"violations, {t}" for t in TESTS), *(f"saved, {t}" for t in TESTS))
+def tables(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown: the tests of a drop, and what there is besides them."""
+    drops = [test for test in TESTS if test != "disagreement"]
+    return "\n\n".join(
+        (
+            _table(results, "allowed drop", [("violations", drops), ("saved", drops)]),
+            _table(
+                results,
+                "allowed share",
+                [
+                    ("violations", ["disagreement"]),
+                    ("risks", list(EXPECTATIONS)),
+                    ("saved", ["disagreement", *EXPECTATIONS]),
+                ],
+            ),
+        )
+    )
+
+
+def _table(results: list[dict[str, Any]], allowed: str, columns: list[tuple[str, list[str]]]) -> str:
+    header = [test if kind == "risks" else f"{kind}, {test}" for kind, tests in columns for test in tests]
     rows = [
         (
             row["model"],
             row["num_samples"],
             f"{row['drop']:.1%}",
-            *(f"{row['violations'][test]:.1%}" for test in TESTS),
-            *(f"{row['saved'][test]:.1%}" for test in TESTS),
+            *(f"{row[kind][test]:.{2 if kind == 'risks' else 1}%}" for kind, tests in columns for test in tests),
         )
         for row in results
     ]
-    return markdown_table(header, rows)
+    return markdown_table(("model", "images", allowed, *header), rows)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Simulates every setting and prints a table. Returns what the JSON holds."""
+    """Simulates every setting and prints the tables. Returns what the JSON holds."""
     (arguments,) = HfArgumentParser(PromisesArguments).parse_args_into_dataclasses(argv)
     settings = [(model, size, drop) for model in MODELS for size in SIZES for drop in DROPS]
     results = {
@@ -127,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         **{name: value for name, value in asdict(arguments).items() if name != "output"},
         "settings": [simulate(*setting, arguments) for setting in settings],
     }
-    print(table(results["settings"]))
+    print(tables(results["settings"]))
     print(json.dumps(results))
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

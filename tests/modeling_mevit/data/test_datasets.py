@@ -532,3 +532,46 @@ def test_halves_of_classes_with_one_image(tmp_path):
     write_classes(tmp_path / "test", {"cat": 1, "dog": 1})
     with pytest.raises(ValueError, match="the classes have too few images to hold out a first part of 50%"):
         load_split(tmp_path, "test", half="first")
+
+
+# Images without labels
+
+
+def test_a_folder_of_images_is_unlabelled(tmp_path):
+    for name in ("b.png", "a.JPG", ".hidden.png"):
+        write_image(tmp_path / "phone" / name)
+    (tmp_path / "phone" / "notes.txt").write_text("no image")
+    write_image(tmp_path / "phone" / ".cache" / "c.png")
+    assert data.default_split(tmp_path / "phone", "validation") == "unlabelled"
+    rows = load_split(tmp_path / "phone", "unlabelled", label2id={"a": 0})
+    assert rows.column_names == ["image"] and [Path(row["image"]["path"]).name for row in rows] == ["a.JPG", "b.png"]
+
+    with pytest.raises(
+        ValueError, match="split must be 'unlabelled' for .*phone, which has no class folders, got 'te"
+    ):
+        load_split(tmp_path / "phone", "test")
+    with pytest.raises(ValueError, match="columns can be chosen for a Hub data set 'owner/name' only"):
+        load_split(tmp_path / "phone", "unlabelled", label_column="family")
+    with pytest.raises(ValueError, match=r"has no images in class folders \(CLASS/\*.jpg\)"):
+        load_splits(tmp_path / "phone")
+
+
+def test_halves_without_labels_are_fixed_and_share_no_image(tmp_path):
+    for number in range(7):
+        write_image(tmp_path / f"{number}.png", noise(8, 8, seed=number))
+    first, second = (
+        [row["image"]["path"] for row in load_split(tmp_path, "unlabelled", half=half)] for half in ("first", "second")
+    )
+    assert len(first) == 4 and len(second) == 3 and not set(first) & set(second)
+    again = load_split(tmp_path, "unlabelled", half="first")
+    assert [row["image"]["path"] for row in again] == first == sorted(first)
+
+
+@pytest.mark.parametrize("name", ["", "demo", "owner/name", "absent"])
+def test_what_is_no_folder_of_images_is_labelled(name, tmp_path):
+    assert data.default_split(name, "test") == "test"
+    write_classes(tmp_path / "photos", {"a": 1, "b": 1})
+    write_image(tmp_path / "photos" / "cover.png")  # beside class folders
+    assert data.default_split(tmp_path / "photos", "test") == "test"
+    with pytest.raises(ValueError, match="split must be one of .*, got 'unlabelled'"):
+        load_split(tmp_path / "photos", "unlabelled")

@@ -44,7 +44,7 @@ def test_sample(rows):
     dataset = ImageClassificationDataset(rows, evaluation_transform(processor))
     assert len(dataset) == 6
     sample = dataset[4]
-    assert set(sample) == {"pixel_values", "labels"} and sample["labels"] == 1
+    assert set(sample) == {"pixel_values", "labels"} and sample["labels"] == 1 and dataset.has_labels
     assert torch.equal(sample["pixel_values"], evaluation_transform(processor)(noise(20, 20, seed=4)))
 
 
@@ -160,3 +160,15 @@ def test_which_images_are_described_without_decoding_them(pets, monkeypatch):
     all_images = DataSource(pets, "all").load(LABEL2ID, processor)
     assert count_known(all_images.image_hashes, described["image_digests"]) == 3
     assert all_images.describe()["sha256"] != described["sha256"]
+
+
+def test_images_without_labels(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "phone" / f"{number}.png", noise(20, 20, seed=number))
+    dataset = DataSource(tmp_path / "phone", "unlabelled").load({"a": 0}, image_processor_for(16, **HALF))
+    assert len(dataset) == 3 and set(dataset[1]) == {"pixel_values"} and not dataset.has_labels
+    described = dataset.describe()
+    assert (described["name"], described["split"]) == ("phone", "unlabelled")
+    assert described["sha256"] == fingerprint(dataset.image_hashes[::-1], None)
+    assert described["sha256"] != fingerprint(dataset.image_hashes, [0, 0, 0])
+    assert count_known(dataset.image_hashes, described["image_digests"]) == 3

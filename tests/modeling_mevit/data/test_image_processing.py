@@ -214,7 +214,7 @@ def test_what_the_model_saw_can_be_looked_at(tmp_path):
 WITHOUT_EXTRAS = """
 import sys
 
-for name in ("torchvision", "datasets", "scipy", "matplotlib"):
+for name in ("torchvision", "datasets", "scipy", "sklearn", "matplotlib"):
     sys.modules[name] = None  # as if it were not installed
 
 from transformers import AutoImageProcessor

@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from modeling_mevit.early_exit.calibration import (
     best_within_cost,
     calibrate,
     calibrate_predictions,
+    cheapest_within_disagreement,
     cheapest_within_drop,
     check_sample_size,
+    control_expectation,
     fixed_sequence_test,
     harm_p_value,
     most_harms,
@@ -265,21 +268,40 @@ def test_nothing_is_certified_where_early_exits_harm():
     target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95)
     certified, failed = fixed_sequence_test(exits, "confidence", [[0.5, 0.5], [1.0, 1.0]], target)
     assert certified is None and failed.thresholds == [0.5, 0.5]
-    with pytest.raises(ValueError, match="needs a target with max_accuracy_drop and confidence"):
+    with pytest.raises(ValueError, match="needs a target with confidence, got"):
         fixed_sequence_test(exits, "confidence", [[0.5, 0.5]], CalibrationTarget(max_cost=0.5))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "needs either max_cost or max_accuracy_drop, got max_cost=None and max_accuracy_drop=None"),
-        ({"max_cost": 0.5, "max_accuracy_drop": 0.1}, "got max_cost=0.5 and max_accuracy_drop=0.1"),
+        ({}, "one of max_cost, max_accuracy_drop and max_disagreement, got max_cost=None, max_accuracy_drop=None and"),
+        ({"max_cost": 0.5, "max_accuracy_drop": 0.1}, "got max_cost=0.5, max_accuracy_drop=0.1 and"),
+        ({"max_accuracy_drop": 0.1, "max_disagreement": 0.2}, "max_accuracy_drop=0.1 and max_disagreement=0.2"),
         ({"max_cost": 0.0}, r"max_cost must be above 0 \(1 is the plain ViT's cost\), got 0.0"),
-        ({"max_cost": 0.5, "confidence": 0.9}, "confidence=0.9 needs max_accuracy_drop"),
+        ({"max_cost": 0.5, "confidence": 0.9}, "confidence=0.9 needs max_accuracy_drop or max_disagreement"),
+        ({"max_cost": 0.5, "guarantee": "expectation"}, "guarantee='expectation' needs max_accuracy_drop or"),
         ({"max_accuracy_drop": 0.1, "bound": "harm"}, "bound='harm' needs confidence"),
         ({"max_accuracy_drop": 1.0}, "max_accuracy_drop must be at least 0 and below 1, got 1.0"),
         ({"max_accuracy_drop": 0.0, "confidence": 0.9}, "max_accuracy_drop must be between 0 and 1, got 0.0"),
         ({"max_accuracy_drop": 0.1, "confidence": 1.0}, "confidence must be between 0 and 1, got 1.0"),
+        ({"max_disagreement": 1.0}, "max_disagreement must be at least 0 and below 1, got 1.0"),
+        ({"max_disagreement": 0.0, "confidence": 0.9}, "max_disagreement must be between 0 and 1, got 0.0"),
+        (
+            {"max_disagreement": 0.1, "confidence": 0.9, "bound": "harm"},
+            "bound='harm' is for max_accuracy_drop; a disagreement is tested by the exact binomial tail alone",
+        ),
+        ({"max_accuracy_drop": 0.0, "guarantee": "expectation"}, "max_accuracy_drop must be between 0 and 1, got 0.0"),
+        (
+            {"max_accuracy_drop": 0.1, "guarantee": "expectation", "confidence": 0.9},
+            "guarantee='expectation' has no confidence, .* got confidence=0.9",
+        ),
+        ({"max_accuracy_drop": 0.1, "guarantee": "expectation", "bound": "harm"}, "bound='harm' needs confidence"),
+        ({"max_accuracy_drop": 0.1, "guarantee": "probability"}, "guarantee='probability' needs confidence"),
+        (
+            {"max_accuracy_drop": 0.1, "guarantee": "hope"},
+            "guarantee must be one of 'probability', 'expectation', got 'hope'",
+        ),
         (
             {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": "hoeffding"},
             "bound must be one of 'harm', 'difference', got 'hoeffding'",
@@ -297,7 +319,23 @@ def test_a_target_tells_what_is_set():
         "max_accuracy_drop": 0.01,
         "confidence": 0.95,
         "bound": "harm",
+        "guarantee": "probability",
     }
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"max_cost": 0.5},
+        {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"},  # of before there were guarantees to choose
+        {"max_disagreement": 0.01, "confidence": 0.95},
+        {"max_disagreement": 0.01, "guarantee": "expectation"},
+    ],
+)
+def test_a_target_comes_back_from_a_config(stored):
+    target = CalibrationTarget(**stored)
+    assert target.to_dict().items() >= stored.items() and CalibrationTarget(**target.to_dict()) == target
+    assert target.guarantee == ("probability" if "confidence" in stored else stored.get("guarantee"))
 
 
 def test_the_grid_is_fine_where_uncertainty_lies():
@@ -369,8 +407,11 @@ class FromTraining(RandomImages):
 
 
 class NeverRead(RandomImages):
+    """Whose first image alone may be looked at, for its label."""
+
     def __getitem__(self, index):
-        raise AssertionError("an image was read")
+        assert index == 0
+        return super().__getitem__(index)
 
 
 def test_too_few_images_are_told_before_the_model_runs():
@@ -432,3 +473,259 @@ def test_calls_that_cannot_work_are_named():
     with pytest.raises(ValueError, match="the split 'train' has images that trained the model"):
         calibrate(tiny_model(), FromTraining(), certificate)
     assert calibrate(tiny_model(), FromTraining(), CalibrationTarget(max_cost=0.9)).data["split"] == "train"
+
+
+# Without labels
+
+
+def test_a_disagreement_is_certified_as_harm_is():
+    """All that early exit changes here are corrections, which a disagreement counts and harm does not."""
+    target = CalibrationTarget(max_disagreement=0.02, confidence=0.95)
+    most = int(most_harms(400, 0.02, 0.95, "harm")[0])
+    within, beyond = (two_exits(400, corrected=np.arange(400) < count) for count in (most, most + 1))
+    certified, failed = fixed_sequence_test(within, "margin", [[0.0], [0.2]], target)
+    assert (certified.disagreements, certified.cost, failed) == (most, 0.5, None)
+    certified, failed = fixed_sequence_test(beyond, "margin", [[0.0], [0.2]], target)
+    assert certified is None and failed.disagreements == most + 1
+
+    result = calibrate_predictions(beyond, target, policy="margin", num_labels=2)
+    needed = result.required_sample_size
+    assert needed == required_sample_size((most + 1) / 400, 0.02, 0.95) > 400
+    assert str(result) == (
+        "No thresholds that save cost can be certified for a disagreement of at most 2.00% with probability 95%.\n"
+        f"The first thresholds that failed have mean cost 0.500, give another label than the last exit to {most + 1} "
+        f"of 400 images ({(most + 1) / 400:.2%}); at this rate {needed} images would certify them."
+    )
+
+
+@pytest.mark.parametrize("guarantee", [{"confidence": 0.95}, {"guarantee": "expectation"}, {}], ids=str)
+def test_a_disagreement_is_calibrated_without_labels(guarantee):
+    """And bounds the drop: harm is never above it."""
+    labelled = synthetic(1500, seed=0)
+    unlabelled = replace(labelled, labels=None)
+    target = CalibrationTarget(max_disagreement=0.02, **guarantee)
+    results = [
+        calibrate_predictions(given, target, policy="confidence", num_labels=2) for given in (labelled, unlabelled)
+    ]
+    with_labels, without = (result.operating_point for result in results)
+    assert with_labels.thresholds == without.thresholds and without.saves
+    assert with_labels.harms <= without.disagreements == with_labels.disagreements <= 0.02 * 1500
+    assert (without.accuracy, without.full_model_accuracy, without.harms, without.corrections) == (None,) * 4
+    assert without.drop is None
+    report = str(results[1])
+    assert "accuracy 9" not in report and "None" not in report
+    assert f"On 1500 images: disagreement {without.disagreement:.1%}, mean cost" in report
+
+
+def test_accuracy_needs_labels():
+    unlabelled = replace(synthetic(50, seed=0), labels=None)
+    for target in (CalibrationTarget(max_cost=0.6), CalibrationTarget(max_accuracy_drop=0.1, confidence=0.9)):
+        with pytest.raises(ValueError, match="only max_disagreement can be calibrated without labels, got Calib"):
+            calibrate_predictions(unlabelled, target, policy="confidence", num_labels=2)
+
+
+def test_the_cheapest_within_a_disagreement():
+    exits = synthetic(2000, seed=0)
+    tried = [exits.simulate("confidence", thresholds) for thresholds in shared_thresholds(exits, "confidence")]
+    chosen = [cheapest_within_disagreement(tried, share) for share in (0.0, 0.01, 0.1)]
+    assert all(point.disagreement <= share for point, share in zip(chosen, (0.0, 0.01, 0.1), strict=True))
+    assert chosen[0].cost > chosen[1].cost > chosen[2].cost
+
+
+class Unlabelled(Copied):
+    """The same few images again and again."""
+
+    def __getitem__(self, index):
+        return {"pixel_values": self.pixel_values[index]}
+
+    def describe(self):
+        return {**super().describe(), "split": "unlabelled"}
+
+
+def test_calibrates_a_model_on_images_without_labels(tmp_path):
+    model, images = tiny_model(), Unlabelled(60, different=40)
+    model.config.training_images = encode_digests(images.image_hashes[:5])
+    target = CalibrationTarget(max_disagreement=0.3, confidence=0.9)
+    result = calibrate(model, images, target, policy="confidence")
+    assert (result.dropped_copies, result.dropped_training_images) == (15, 10)
+    result.apply_to(model.config)
+    model.config.save_pretrained(tmp_path)
+    calibration = MEViTConfig.from_pretrained(tmp_path).calibration
+    point = calibration["operating_point"]
+    assert point["num_samples"] == 35 and point["disagreements"] == result.operating_point.disagreements
+    assert point["accuracy"] is None and point["harms"] is None
+    assert CalibrationTarget(**calibration["target"]) == target
+    assert count_calibration_images(model.config, images) == 50
+
+    for wrong in (CalibrationTarget(max_cost=0.9), CalibrationTarget(max_accuracy_drop=0.001, confidence=0.9)):
+        with pytest.raises(
+            ValueError, match="max_cost or max_accuracy_drop needs labels, and these 60 images have no"
+        ):
+            calibrate(model, images, wrong)
+    with pytest.raises(ValueError, match="at least 299 .* disagreement of at most 1.00% .*, even if no label differs"):
+        calibrate(model, images, CalibrationTarget(max_disagreement=0.01, confidence=0.95))
+
+
+# In expectation
+
+
+def harmed_at(harmed: list[list[bool]]) -> ExitPredictions:
+    """Three exits, the last one always right, and scores under which the sequence 0.3, 0.6 lets all leave at the
+    second exit, and then at the first."""
+    wrong = np.array(harmed)
+    predictions = np.concatenate((~wrong, np.ones((len(wrong), 1), dtype=bool)), axis=1).astype(np.int64)
+    scores = np.tile(np.array([0.5, 0.2, 0.1], np.float32), (len(wrong), 1))
+    return ExitPredictions([6, 9, 12], COSTS, np.ones(len(wrong), dtype=np.int64), predictions, {"margin": scores})
+
+
+SEQUENCE = [[0.1, 0.1], [0.3, 0.3], [0.6, 0.6]]
+
+
+def test_an_expectation_counts_whoever_was_harmed_on_the_way():
+    """One image is harmed at exit 6, and another one at exit 9, where more careful thresholds let it leave."""
+    harmed = np.zeros((199, 2), dtype=bool)
+    harmed[0, 0] = harmed[1, 1] = True
+    exits = harmed_at(harmed)
+    assert [exits.simulate("margin", thresholds).harms for thresholds in SEQUENCE] == [0, 1, 1]
+    target = CalibrationTarget(max_accuracy_drop=2 / 200, guarantee="expectation")
+    certified, failed, losses = control_expectation(exits, "margin", SEQUENCE, target)
+    assert (certified.thresholds, failed.thresholds, losses) == ([0.3, 0.3], [0.6, 0.6], (1, 2))
+    target = CalibrationTarget(max_accuracy_drop=3 / 200, guarantee="expectation")
+    certified, failed, losses = control_expectation(exits, "margin", SEQUENCE, target)
+    assert (certified.thresholds, failed, losses) == ([0.6, 0.6], None, (2, 0))
+
+
+@pytest.mark.parametrize("kind", ["max_accuracy_drop", "max_disagreement"])
+def test_fewer_images_carry_an_expectation(kind):
+    """296 images allow one harm at 1 %; 299 without any are needed with 95 %."""
+    target = CalibrationTarget(**{kind: 0.01}, guarantee="expectation")
+
+    def certify(images: int, harmed: int) -> CalibrationResult:
+        exits = harmed_at(np.arange(images)[:, None] < [0, harmed])
+        return calibrate_predictions(exits, target, policy="margin", num_labels=2)
+
+    assert certify(296, 1).operating_point is not None and certify(296, 2).operating_point is None
+    assert certify(99, 0).operating_point is not None and certify(98, 0).operating_point is None
+    check_sample_size(99, target)
+    share = {"max_accuracy_drop": "drop", "max_disagreement": "disagreement"}[kind]
+    with pytest.raises(ValueError, match=f"at least 99 images .* a {share} of at most 1.00% on average, even .* 98"):
+        check_sample_size(98, target)
+    failed = certify(296, 2)
+    assert failed.required_sample_size == required_sample_size(2 / 296, 0.01, None)
+    assert required_sample_size(0.0, 0.01, None) == 99 and required_sample_size(0.01, 0.01, None) is None
+    needed = required_sample_size(0.005, 0.01, None)
+    assert needed == 199 and (math.ceil(0.005 * needed) + 1) / (needed + 1) <= 0.01
+
+
+def test_the_report_tells_an_expectation_from_a_probability():
+    exits = synthetic(600, seed=0)
+
+    def report(**arguments) -> str:
+        return str(calibrate_predictions(exits, CalibrationTarget(**arguments), policy="confidence", num_labels=2))
+
+    average = report(max_accuracy_drop=0.02, guarantee="expectation")
+    assert "Certified in expectation on 600 images, of which 9 were harmed under these thresholds or more" in average
+    assert "on average over calibration sets and new images, the accuracy drop is at most 2.00%. Under these very" in (
+        average
+    )
+    assert "only a confidence says how rarely" in average and "probability" not in average
+    assert "harm 12 of 600 images (2.00%), counting those of more careful ones; at this rate no number of" in average
+    assert "share of such images and the accuracy drop are at most" in report(
+        max_disagreement=0.02, guarantee="expectation"
+    )
+    assert "with probability 95%, the true share of such images is at most 2.00%, and so is the accuracy drop." in (
+        report(max_disagreement=0.02, confidence=0.95)
+    )
+
+
+def test_a_held_out_split_is_needed_in_expectation_too():
+    with pytest.raises(ValueError, match="the split 'train' has images that trained the model"):
+        calibrate(tiny_model(), FromTraining(), CalibrationTarget(max_accuracy_drop=0.1, guarantee="expectation"))
+
+
+@pytest.mark.slow
+@pytest.mark.one_major
+def test_a_disagreement_holds_in_a_simulation():
+    """As the certificates above do; its images have no labels."""
+    truth = synthetic(200_000, seed=1_000_000)
+    disagreement = cache(lambda *thresholds: truth.simulate("confidence", thresholds).disagreement)
+    target = CalibrationTarget(max_disagreement=0.02, confidence=0.95)
+    violations, savings = 0, []
+    for seed in range(500):
+        exits = replace(synthetic(600, seed), labels=None)
+        found = calibrate_predictions(exits, target, policy="confidence", num_labels=2).operating_point
+        violations += found is not None and disagreement(*found.thresholds) > 0.02
+        savings.append(1 - found.cost if found else 0.0)
+    assert violations <= 33
+    assert np.mean(savings) > 0.08
+
+
+@pytest.mark.slow
+@pytest.mark.one_major
+@pytest.mark.parametrize("kind", ["max_accuracy_drop", "max_disagreement"])
+def test_an_expectation_holds_in_a_simulation(kind):
+    """The mean of 500 draws of 200 images is within the bound, and not far below it; single ones are above it."""
+    truth = synthetic(200_000, seed=1_000_000)
+    target = CalibrationTarget(**{kind: 0.02}, guarantee="expectation")
+    lost = truth.harmed if target.needs_labels else truth.disagrees
+    risk = cache(lambda *thresholds: lost(truth.exit_indices("confidence", thresholds)).mean())
+    risks = []
+    for seed in range(500):
+        found = calibrate_predictions(synthetic(200, seed), target, policy="confidence", num_labels=2).operating_point
+        risks.append(risk(*found.thresholds) if found else 0.0)
+    assert 0.012 < np.mean(risks) <= 0.02 < np.max(risks)
+
+
+# Beside MAPIE
+
+
+@pytest.mark.one_major
+@pytest.mark.parametrize("num_samples", [512, 1237])
+@pytest.mark.parametrize("kind", ["max_accuracy_drop", "max_disagreement"])
+def test_certifies_what_mapie_certifies(num_samples, kind):
+    """Its `BinaryClassificationController` takes a threshold on a probability. So with two exits, "positive" is to
+    leave at the first one, the label is whether the image is lost there, and the risk is P(leaves and is lost).
+
+    Its p-value of a binary risk is the binomial tail at ⌈n · (k / n)⌉, one image too many where n · (k / n) is rounded
+    up; for a power of two it never is."""
+    risk_control = pytest.importorskip("mapie.risk_control", reason="MAPIE is not installed; the extra dev brings it")
+    rng = np.random.default_rng(num_samples)
+    scores = rng.random(num_samples)
+    last = rng.random(num_samples) < 0.8
+    early = np.where(rng.random(num_samples) < 0.1 * scores**2, ~last, last)
+    exits = ExitPredictions(
+        [6, 12],
+        np.array([0.5, 1.0]),
+        np.ones(num_samples, dtype=np.int64),
+        np.stack((early, last), axis=1).astype(np.int64),
+        {"margin": np.stack((scores, scores), axis=1).astype(np.float32)},
+    )
+    lost = last & ~early if kind == "max_accuracy_drop" else last != early
+    thresholds = np.linspace(0, 1, 101)[1:]
+    target = CalibrationTarget(**{kind: 0.02}, confidence=0.95)
+    found, failed = fixed_sequence_test(exits, "margin", [[float(t)] for t in thresholds], target)
+    assert found is not None and failed is not None
+
+    risk = risk_control.BinaryRisk(
+        risk_occurrence=lambda is_lost, leaves: (is_lost == 1) & (leaves == 1),
+        risk_condition=lambda is_lost, leaves: np.ones(len(is_lost), dtype=bool),
+        higher_is_better=False,
+    )
+    controller = risk_control.BinaryClassificationController(
+        lambda sure: np.stack((1 - sure, sure), axis=1),
+        risk,
+        target_level=0.02,
+        confidence_level=0.95,
+        best_predict_param_choice=risk,
+        list_predict_params=1 - thresholds,
+        fwer_method="fixed_sequence",
+    )
+    controller.calibrate(1 - scores, lost.astype(int))
+    theirs = np.max(1 - controller.valid_predict_params)
+    (ours,) = found.thresholds
+    if num_samples == 512:
+        assert ours == pytest.approx(theirs)
+        harms = [int(lost[scores < threshold].sum()) for threshold in thresholds]
+        p_values = [harm_p_value(count, num_samples, 0.02) for count in harms]
+        np.testing.assert_allclose(controller.p_values[:, 0], p_values, rtol=1e-9)
+    assert ours >= theirs - 1e-9

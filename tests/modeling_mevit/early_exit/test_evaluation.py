@@ -50,6 +50,10 @@ def test_the_run_is_what_the_predictions_say(policy, combination):
     stored = json.loads(json.dumps(evaluation.to_dict()))
     assert stored["exit_combination"] == combination
     assert stored["early_exit"]["operating_point"]["thresholds"] == thresholds
+    taken = model(images.pixel_values, early_exit=True).logits.argmax(-1).numpy()
+    disagreements = int((taken != predictions.predictions[:, -1]).sum())
+    assert stored["early_exit"]["operating_point"]["disagreements"] == disagreements
+    assert disagreements or policy == "patience"
     assert stored["num_samples"] == 30 and set(stored["policies"]["margin"]["auroc"]) == {"2", "3", "4"}
     assert stored["plain_accuracy"] is None and evaluation.with_plain(0.5).to_dict()["plain_accuracy"] == 0.5
 
@@ -64,6 +68,12 @@ def test_scores_close_to_a_threshold_are_counted_at_exits_that_were_reached():
     # an image that left at the first exit is not asked at the second one
     model.config.exit_thresholds = [2.0, float(scores[3, 1])]
     assert evaluate(model, images).early_exit.borderline == 0
+
+
+def test_labels_are_needed():
+    unlabelled = [{"pixel_values": pixel_values} for pixel_values in RandomImages(3).pixel_values]
+    with pytest.raises(ValueError, match="evaluation needs labels, and these 3 images have none"):
+        evaluate(tiny_model(), unlabelled)
 
 
 def test_without_early_exit_there_is_no_run():

@@ -1,6 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,11 +27,31 @@ def test_an_operating_point_by_hand():
     assert (point.policy, point.thresholds, point.num_samples) == ("margin", [0.25], 4)
     assert (point.accuracy, point.full_model_accuracy, point.cost) == (0.75, 0.5, 0.75)
     assert (point.harms, point.corrections, point.drop, point.saves) == (0, 1, -0.25, True)
+    assert (point.disagreements, point.disagreement) == (1, 0.25)
     assert point.exit_counts == {6: 2, 12: 2}
     assert json.loads(json.dumps(point.to_dict()))["exit_counts"] == {"6": 2, "12": 2}
     bold = predictions.simulate("margin", [1.0])
-    assert (bold.harms, bold.corrections, bold.drop, bold.cost) == (1, 1, 0.0, 0.5)
+    assert (bold.harms, bold.corrections, bold.drop, bold.cost, bold.disagreements) == (1, 1, 0.0, 0.5, 2)
+    assert predictions.harmed(np.zeros(4, int)).tolist() == [False, True, False, False]
+    assert predictions.disagrees(np.zeros(4, int)).tolist() == [False, True, True, False]
     assert not predictions.simulate("margin", [0.0]).saves
+
+
+def test_two_wrong_labels_disagree_too():
+    predictions = ExitPredictions([6, 12], np.array([0.5, 1.0]), np.array([0]), np.array([[1, 2]]), {})
+    point = predictions.operating_point("margin", [0.5], np.array([0]))
+    assert (point.harms, point.corrections, point.disagreements) == (0, 0, 1)
+
+
+def test_without_labels_accuracy_is_not_known():
+    unlabelled = replace(by_hand(), labels=None)
+    point, expected = unlabelled.simulate("margin", [0.25]), by_hand().simulate("margin", [0.25])
+    unknown = dict.fromkeys(("accuracy", "full_model_accuracy", "harms", "corrections"))
+    assert point == replace(expected, **unknown) and point.drop is None
+    assert json.loads(json.dumps(point.to_dict())) == {**json.loads(json.dumps(expected.to_dict())), **unknown}
+    assert len(unlabelled.select(np.array([0, 1]))) == 2 and unlabelled.select(np.array([0])).labels is None
+    with pytest.raises(ValueError, match="accuracy needs labels, and these 4 images have none"):
+        _ = unlabelled.correct
 
 
 def test_some_of_the_images():
@@ -55,6 +76,14 @@ def test_predictions_are_those_of_the_model(combination, policy):
         expected = exit_scores(policy, combined, model.uncertainty(combined))
         np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
     assert predictions.costs.tolist() == list(dynamic_exit_costs(model.config).values())
+
+
+def test_predicts_images_without_labels():
+    model, images = tiny_model(), RandomImages(7)
+    unlabelled = [{"pixel_values": images.pixel_values[index]} for index in range(7)]
+    predictions = predict_exits(model, unlabelled, batch_size=4)
+    assert predictions.labels is None
+    assert predictions.predictions.tolist() == predict_exits(model, images).predictions.tolist()
 
 
 def test_workers_read_the_same_images():

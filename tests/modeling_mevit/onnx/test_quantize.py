@@ -10,7 +10,16 @@ import onnx
 import pytest
 import torch
 
-from modeling_mevit import CalibrationResult, CalibrationTarget, MEViTCascade, MEViTConfig, calibrate, export
+from modeling_mevit import (
+    CalibrationResult,
+    CalibrationTarget,
+    DataSource,
+    MEViTCascade,
+    MEViTConfig,
+    calibrate,
+    export,
+)
+from modeling_mevit.checkpoint import quantization_for
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
@@ -263,3 +272,15 @@ def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
 def test_unknown_settings_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Quantization(calibration=[], **arguments)
+
+
+def test_thresholds_are_chosen_anew_on_labelled_images(in_float32, model, tmp_path):
+    """What an accuracy report needs; images that calibrated without labels are not in the training data."""
+    config = copy.deepcopy(model.config)
+    config.calibration["data"]["split"] = "unlabelled"
+    with pytest.raises(ValueError, match="--split must name the images that choose the thresholds anew"):
+        quantization_for(config, PROCESSOR, DataSource("photos", ""), "float16", None)
+    shutil.copytree(in_float32, tmp_path / "out")
+    unlabelled = [{"pixel_values": pixel_values} for pixel_values in torch.randn(3, 3, 16, 16)]
+    with pytest.raises(ValueError, match="a lower precision needs labels, and these 3 images have none"):
+        quantize.lower_precision(tmp_path / "out", FILES, config, Quantization("float16", calibration=unlabelled))

@@ -183,6 +183,19 @@ def test_a_checkpoint_without_metrics(tmp_path):
             "in accuracy against the last exit on images like those (harm bound), if",
             True,
         ),
+        ({"max_disagreement": 0.01}, "gives another label than the last exit to at most 1.00% of the cal", False),
+        (
+            {"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"},
+            "Certified: with probability 95% over the draw of the calibration images, early exit gives another label "
+            "than the last exit to at most 1.00% of images like those, if",
+            True,
+        ),
+        (
+            {"max_accuracy_drop": 0.01, "guarantee": "expectation"},
+            "Certified: on average over the draw of the calibration images, early exit loses at most 1.00% in "
+            "accuracy against the last exit on images like those, if",
+            True,
+        ),
     ],
 )
 def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promise, certified):
@@ -197,7 +210,7 @@ def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promis
     assert "| exit | threshold |\n| --- | --- |\n| 6 | 0.25 |\n\n" in text
     assert (
         "296 images of Grocery (validation, first half; SHA-256 of content and labels `0123456789abcdef…`): "
-        "accuracy 52.0%,\nthat of the last exit 52.5%, mean cost 0.713" in text
+        "accuracy 52.0%, that of the last exit 52.5%, mean cost 0.713" in text
     )
     assert "right on 3 of these images, and right where it is wrong on 2." in text
 
@@ -233,6 +246,24 @@ def test_a_calibration_with_a_part_missing_is_named(tmp_path, name):
     calibration = {key: value for key, value in CALIBRATION.items() if key != name} | {"operating_point": point}
     with pytest.raises(ValueError, match=f"calibration of config.json must be as .*; it lacks {name}"):
         render_card(checkpoint(tmp_path, calibration=calibration))
+
+
+def test_what_was_chosen_without_labels_has_no_accuracy(tmp_path):
+    unknown = dict.fromkeys(("accuracy", "full_model_accuracy", "harms", "corrections"))
+    calibration = {
+        "target": {"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"},
+        "operating_point": {**POINT, **unknown, "disagreements": 1},
+        "data": {"name": "phone", "split": "unlabelled", "half": None, "sha256": "0123456789abcdef" * 4},
+    }
+    text = render_card(checkpoint(tmp_path, calibration=calibration))
+    assert (
+        "The thresholds were chosen on 296 images of phone (unlabelled; SHA-256 of content `0123456789abcdef…`): mean "
+        "cost 0.713 of the plain ViT's.\nIt gave another label than the last exit to 1 of these images.\n\n" in text
+    )
+    assert "None" not in text
+    labelled = {**CALIBRATION, "operating_point": {**POINT, "disagreements": 7}}
+    text = render_card(checkpoint(tmp_path, calibration=labelled))
+    assert "right where it is wrong on 2.\nIt gave another label than the last exit to 7 of these images." in text
 
 
 def test_images_that_are_not_described(tmp_path):

@@ -74,6 +74,13 @@ def test_the_sentence_tells_gain_and_loss():
     )
 
 
+def test_the_sentence_tells_the_disagreement_where_it_was_counted():
+    point = {**RUN["operating_point"], "disagreements": 11}
+    assert "6 harmed, 4 corrected), disagreement 5.5%, mean cost 0.612" in (
+        early_exit_sentence({**RUN, "operating_point": point})
+    )
+
+
 def test_tables_of_an_evaluation():
     count, exits, policies, sentence = evaluation_tables(EVALUATION).split("\n\n")
     assert count == "200 images"
