@@ -58,7 +58,7 @@ ATTEMPTS = {
         ),
         Attempt(
             "Name code of its own in a checkpoint, and answer yes when asked",
-            "not run",
+            "refused",
             LIBRARY + "test_checkpoint.py::test_code_of_a_checkpoint_is_not_run",
         ),
         Attempt(
@@ -123,7 +123,7 @@ ATTEMPTS = {
         Attempt(
             "Change the policy or the exits of an export by hand",
             "refused",
-            LIBRARY + "onnx/test_cascade_mevit.py::test_malformed_fields_are_named",
+            LIBRARY + "onnx/test_cascade_mevit.py::test_a_config_of_other_graphs_is_refused",
         ),
         Attempt(
             "Put other weights beside a certified `config.json`",
