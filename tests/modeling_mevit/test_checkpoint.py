@@ -169,7 +169,6 @@ def test_weights_that_do_not_fit_the_config(mevit, checkpoint, photos):
     [
         *("{not json", "[1]", '"text"', "", {"hidden_size": "many"}, {"image_size": []}),
         {"quantization_config": "size"},
-        {"pruned_heads": "size"},
     ],
 )
 def test_a_config_that_is_malformed(mevit, checkpoint, photos, content):
