@@ -145,9 +145,7 @@ def _with_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _processed(image_processor: DeiTImageProcessor, image: Image.Image) -> torch.Tensor:
-    pixel_values: torch.Tensor = image_processor(
-        image,
-        input_data_format="channels_last",
-        return_tensors="pt",  # not told by sides of 1 or 3 pixels
-    )["pixel_values"]  # (1, 3, H, W)
+    # said, since the image processor takes an image of 1 or 3 rows for one whose channels come first
+    layout = {"input_data_format": "channels_last"}
+    pixel_values: torch.Tensor = image_processor(image, return_tensors="pt", **layout)["pixel_values"]  # (1, 3, H, W)
     return pixel_values[0]

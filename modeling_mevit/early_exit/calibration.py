@@ -294,7 +294,8 @@ class CalibrationResult:
         return (
             f"Certified in expectation on {found.num_samples} images, of which {self.losses[0]} {lost} under these "
             f"thresholds or more careful ones: on average over calibration sets and new images, the {share} at most "
-            f"{target.limit:.2%}. Under these very thresholds it may be larger: only a confidence says how rarely."
+            f"{target.limit:.2%}. Under these very thresholds it may be larger: only a confidence says how rarely. "
+            f"The average counts calibration sets that certify nothing, which lose nothing."
         )
 
     def _failure(self, failed: OperatingPoint) -> str:
@@ -564,7 +565,7 @@ def control_expectation(
         point = predictions.operating_point(policy, thresholds, indices)
         lost |= predictions.harmed(indices) if target.needs_labels else predictions.disagrees(indices)
         losses = int(lost.sum())
-        if not _bounds_expectation(losses, len(predictions), target.limit):
+        if not bounds_expectation(losses, len(predictions), target.limit):
             return certified, point, (certified_losses, losses)
         if point.saves:
             certified, certified_losses = point, losses
@@ -580,8 +581,8 @@ def _losses(point: OperatingPoint | None, target: CalibrationTarget) -> int:
     return losses
 
 
-def _bounds_expectation(losses: int, num_samples: int, limit: float) -> bool:
-    """Whether so many images lost bound the expected share: one image more is taken to be lost."""
+def bounds_expectation(losses: Any, num_samples: int, limit: float) -> Any:
+    """Whether so many images lost, a number or an array, bound the expected share: one more is taken to be lost."""
     return (losses + 1) / (num_samples + 1) <= limit
 
 
@@ -743,7 +744,7 @@ def required_sample_size(
 
     def size_for(harms: int) -> int:
         if confidence is None:
-            return _smallest(lambda n: _bounds_expectation(harms, n, max_accuracy_drop))
+            return _smallest(lambda n: bounds_expectation(harms, n, max_accuracy_drop))
         return _smallest(lambda n: harm_p_value(harms, n, max_accuracy_drop) <= 1 - confidence)
 
     fewest, by_harm = size_for(0), None

@@ -257,9 +257,13 @@ def _target(target: dict[str, Any], dtype: str | None) -> str:
         )
     how = "on average" if target.get("confidence") is None else f"with probability {100 * target['confidence']:g}%"
     bound = f" ({target['bound']} bound)" if target.get("bound") else ""
+    counts = (
+        " The average counts sets of images that certify nothing, which lose nothing." if how == "on average" else ""
+    )
     return (
         f"Certified: {how} over the draw of the calibration images, early exit {keeps} images like those{bound}, if "
-        f"those images neither trained the model nor chose its recipe. This holds for these weights in {dtype}."
+        f"those images neither trained the model nor chose its recipe. This holds for these weights in "
+        f"{dtype}.{counts}"
     )
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.special import logsumexp
 from transformers import HfArgumentParser
 
-from modeling_mevit.early_exit.calibration import BOUNDS, most_harms
+from modeling_mevit.early_exit.calibration import BOUNDS, bounds_expectation, most_harms
 from modeling_mevit.reports.tables import markdown_table
 
 
@@ -87,7 +87,7 @@ def passes(test: str, harms: np.ndarray, corrections: np.ndarray, num_samples: i
     """(C, T), bool: whether a test, or a bound in expectation, certifies each threshold by itself."""
     if test in EXPECTATIONS:
         lost = harms if test == "expected harm" else harms + corrections
-        return (lost + 1) / (num_samples + 1) <= drop
+        return bounds_expectation(lost, num_samples, drop)
     if test == "disagreement":
         return harms + corrections <= most_harms(num_samples, drop, CONFIDENCE, "harm")[0]
     if test in BOUNDS:

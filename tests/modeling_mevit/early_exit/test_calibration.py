@@ -629,6 +629,7 @@ def test_the_report_tells_an_expectation_from_a_probability():
         average
     )
     assert "only a confidence says how rarely" in average and "probability" not in average
+    assert "The average counts calibration sets that certify nothing" in average
     assert "harm 12 of 600 images (2.00%), counting those of more careful ones; at this rate no number of" in average
     assert "share of such images and the accuracy drop are at most" in report(
         max_disagreement=0.02, guarantee="expectation"
