@@ -60,8 +60,11 @@ $(VENV)/installed: setup.cfg
 	$(VENV)/bin/python -m pip install -qq --editable ".[all,dev]"
 	touch $@
 
-$(VENV5)/installed: setup.cfg
+# What both majors need lies in .venv alone, since PyTorch with CUDA takes over 5 GB; packages here come before it.
+$(VENV5)/installed: $(VENV)/installed
 	$(PYTHON) -m venv $(VENV5)
+	$(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(VENV5)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth"
 	$(VENV5)/bin/python -m pip install -qq --upgrade pip
 	$(VENV5)/bin/python -m pip install -qq --editable ".[train,dev]" "transformers>=5,<6"
 	touch $@
