@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -109,10 +109,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_and_std(seeds: list[float]) -> str:
-    """In per cent: the mean, and the standard deviation where there are several seeds."""
+def mean_and_std(seeds: Sequence[float], sign: Literal["", "+"] = "") -> str:
+    """In per cent: the mean, with a sign where it is a difference, and the standard deviation where there are several
+    seeds."""
     spread = f" ± {100 * np.std(seeds, ddof=1):.1f}" if len(seeds) > 1 else ""
-    return f"{100 * np.mean(seeds):.1f}{spread}"
+    return f"{100 * np.mean(seeds):{sign}.1f}{spread}"
 
 
 if __name__ == "__main__":

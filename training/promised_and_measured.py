@@ -1,0 +1,193 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What early exit was promised to lose on one half of the test images, and what it lost on the other.
+
+    python training/promised_and_measured.py --runs runs/mevit-seed0 … --plain runs/vit-seed0 … --data PATH
+
+Each run is calibrated on one half and measured on the other, then the other way round, for each of `TARGETS`, with and
+without labels. Runs are output directories of `train.py`, one for each seed. It prints a table and, with `--output`,
+writes every single result.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from transformers import HfArgumentParser
+
+from compare_runs import mean_and_std
+from measurements import images_of, load
+from modeling_mevit import CalibrationTarget, DataSource, MEViTConfig
+from modeling_mevit.data.datasets import HALVES
+from modeling_mevit.data.identity import select_independent
+from modeling_mevit.early_exit.calibration import calibrate_predictions
+from modeling_mevit.early_exit.evaluation import classifier_accuracy
+from modeling_mevit.early_exit.predictions import ExitPredictions, OperatingPoint, predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
+from modeling_mevit.reports.environment import environment_info
+from modeling_mevit.reports.tables import markdown_table
+
+
+TARGETS = [
+    *(
+        CalibrationTarget(max_accuracy_drop=drop, confidence=0.95, bound=bound)
+        for bound in ("harm", "difference")
+        for drop in (0.01, 0.02)
+    ),
+    *(CalibrationTarget(max_disagreement=share, confidence=0.95) for share in (0.01, 0.02, 0.05)),
+    CalibrationTarget(max_accuracy_drop=0.01, guarantee="expectation"),
+    CalibrationTarget(max_disagreement=0.01, guarantee="expectation"),
+]
+
+
+@dataclass
+class PromiseArguments:
+    """Which runs are calibrated, and on what."""
+
+    runs: list[str] = field(metadata={"help": "Output directories of train.py, of a MEViT; one for each seed."})
+    plain: list[str] = field(metadata={"help": "Those of the plain ViT, in the order of their seeds."})
+    data: str = field(metadata={"help": "The data set, as train.py reads it; its test split is halved."})
+    policy: str = field(default="confidence", metadata={"help": "Exit policy."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+
+    def __post_init__(self):
+        if len(self.runs) != len(self.plain):
+            raise ValueError(f"plain must have as many runs as runs, {len(self.runs)}, got {len(self.plain)}")
+        if self.policy not in EXIT_POLICIES:
+            raise ValueError(f"policy must be one of {', '.join(EXIT_POLICIES)}, got {self.policy!r}")
+
+
+@dataclass(frozen=True)
+class Half:
+    """One half of the test images, as a run sees them.
+
+    Args:
+        calibrating: predictions on those that can calibrate, each image once.
+        measured: predictions on all of them.
+        plain_accuracy: of the plain ViT of the same seed, on all of them.
+    """
+
+    calibrating: ExitPredictions
+    measured: ExitPredictions
+    plain_accuracy: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a target gave: calibrated on one half, measured on the other.
+
+    Args:
+        run: name of its directory.
+        target: what was promised.
+        calibrated_on: which half, `"first"` or `"second"`.
+        num_calibrating: images that calibrated.
+        plain_accuracy: of the plain ViT on the half measured.
+        full_model_accuracy: of the last exit there.
+        measured: of early exit there; None where nothing was certified, so that early exit stays off.
+    """
+
+    run: str
+    target: CalibrationTarget
+    calibrated_on: str
+    num_calibrating: int
+    plain_accuracy: float
+    full_model_accuracy: float
+    measured: OperatingPoint | None
+
+    @property
+    def lost(self) -> float:
+        """What the target bounds: the drop of accuracy, or the disagreement; 0 where early exit stays off."""
+        point = self.measured
+        if point is None:
+            return 0.0
+        return point.drop if self.target.needs_labels else point.disagreement
+
+
+def halves_of(run: Path, plain: Path, data: str) -> dict[str, Half]:
+    """Both halves of the test images, predicted by the models of a run and of the plain ViT's."""
+    model, plain_model = load(run), load(plain)
+    halves = {}
+    for half in HALVES:
+        source = DataSource(data, "test", half)
+        images = images_of(source, run)
+        kept, _, _ = select_independent(images.image_hashes, model.config.training_images)
+        predictions = predict_exits(model, images)
+        plain_accuracy = classifier_accuracy(plain_model, images_of(source, plain))
+        halves[half] = Half(predictions.select(np.array(kept)), predictions, plain_accuracy)
+    return halves
+
+
+def measure(
+    run: str, halves: dict[str, Half], target: CalibrationTarget, policy: str, num_labels: int
+) -> list[Measurement]:
+    """Calibrates on each half and measures on the other."""
+    results = []
+    for calibrated_on, other in zip(HALVES, reversed(HALVES), strict=True):
+        calibrating, half = halves[calibrated_on].calibrating, halves[other]
+        chosen = calibrate_predictions(calibrating, target, policy=policy, num_labels=num_labels).operating_point
+        results.append(
+            Measurement(
+                run=run,
+                target=target,
+                calibrated_on=calibrated_on,
+                num_calibrating=len(calibrating),
+                plain_accuracy=half.plain_accuracy,
+                full_model_accuracy=float(half.measured.correct[:, -1].mean()),
+                measured=chosen and half.measured.simulate(policy, chosen.thresholds),
+            )
+        )
+    return results
+
+
+def table_of(measurements: list[Measurement]) -> str:
+    """Markdown: a row for each target, means and standard deviations over runs and halves."""
+    rows = []
+    for target in dict.fromkeys(measurement.target for measurement in measurements):
+        of_target = [measurement for measurement in measurements if measurement.target == target]
+        certified = [(one, one.measured) for one in of_target if one.measured is not None]
+        above = sum(one.lost > target.limit for one in of_target)
+        cells: list[str | None] = [None] * 5
+        if certified:
+            cells = [
+                mean_and_std([point.accuracy for _, point in certified]),
+                mean_and_std([point.accuracy - one.plain_accuracy for one, point in certified], sign="+"),
+                mean_and_std([point.drop for _, point in certified], sign="+"),
+                mean_and_std([point.disagreement for _, point in certified]),
+                f"{np.mean([point.cost for _, point in certified]):.3f}",
+            ]
+        bound = f", {target.bound}" if target.bound else ""
+        rows.append((f"{target.claim}{bound}", f"{len(certified)} of {len(of_target)}", *cells, above))
+    header = ("promised", "certified", "early exit (%)", "against the plain ViT", "drop", "disagreement (%)")
+    return markdown_table((*header, "mean cost", "above the promise"), rows)
+
+
+def main(argv: list[str] | None = None) -> list[Measurement]:
+    """Measures every target on every run, prints the table. Returns the single results."""
+    (arguments,) = HfArgumentParser(PromiseArguments).parse_args_into_dataclasses(argv)
+    measurements = []
+    for run, plain in zip(map(Path, arguments.runs), map(Path, arguments.plain), strict=True):
+        halves = halves_of(run, plain, arguments.data)
+        num_labels = MEViTConfig.from_pretrained(run).num_labels
+        for target in TARGETS:
+            measurements += measure(run.resolve().name, halves, target, arguments.policy, num_labels)
+    print(f"\n{table_of(measurements)}")
+    if arguments.output:
+        content = {
+            "policy": arguments.policy,
+            "results": [
+                {**vars(one), "target": one.target.to_dict(), "measured": one.measured and one.measured.to_dict()}
+                for one in measurements
+            ],
+            "environment": environment_info(),
+        }
+        Path(arguments.output).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return measurements
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"promised_and_measured.py: error: {error}")
