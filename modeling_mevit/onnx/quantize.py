@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..configuration_mevit import MEViTConfig
-from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
+from ..early_exit.calibration import CalibrationResult, calibrate, disable_early_exit
+from ..early_exit.calibration_target import CalibrationTarget
 from ..early_exit.predictions import batches, check_labels
 from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
 from .graphs import GraphFile, cascade_stages
@@ -168,7 +169,7 @@ def lower_precision(
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
         cascade = MEViTCascade(_unfinished_cascade(directory, config), config)
-        target = CalibrationTarget(**config.calibration["target"])
+        target = CalibrationTarget.from_dict(config.calibration["target"])
         alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
         result = calibrate(cascade, dataset, target, batch_size=alone)
         result.apply_to(config)

@@ -22,8 +22,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from ..atomic import write_text
-from ..configuration_mevit import MEViTConfig, is_certified
+from ..configuration_mevit import MEViTConfig
 from ..data.identity import UNLABELLED
+from ..early_exit.calibration_target import WHAT_THE_AVERAGE_COUNTS, CalibrationTarget
 from ..early_exit.predictions import OperatingPoint
 from ..modeling_mevit import weights_digest
 from .tables import combination_sentence, early_exit_sentence, markdown_table, measured_splits, results_table
@@ -199,7 +200,8 @@ def _tensors(files: Iterable[Path], dtype: torch.dtype) -> Iterator[tuple[str, t
 
 def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str, Any]:
     """How the thresholds were chosen, and what is promised of them."""
-    target, point, data = (calibration[key] for key in ("target", "operating_point", "data"))
+    target = CalibrationTarget.from_dict(calibration["target"])
+    point, data = calibration["operating_point"], calibration["data"]
     made_for = calibration.get("made_for") or {}
     rows = zip(exit_layers, point["thresholds"], strict=False)  # the last exit has none
     hashed = "content" if data and data["split"] == UNLABELLED else "content and labels"
@@ -227,25 +229,24 @@ def _chosen(point: dict[str, Any], images: str) -> str:
             f"Early exit was wrong where the last exit is right on {point['harms']} of these images, and right where "
             f"it is wrong on {point['corrections']}."
         )
-    if "disagreements" in point:  # which operating points of before lack
+    if "disagreements" in point:  # which older operating points lack
         lines.append(f"It gave another label than the last exit to {point['disagreements']} of these images.")
     return "\n".join(lines)
 
 
-def _target(target: dict[str, Any], dtype: str | None) -> str:
+def _target(target: CalibrationTarget, dtype: str | None) -> str:
     """What the thresholds were chosen for, and whether it is promised for other images: of these weights in a
     precision, or of weights that the calibration does not tell, where `dtype` is None."""
-    drop, disagreement = target.get("max_accuracy_drop"), target.get("max_disagreement")
-    if drop is None and disagreement is None:
+    if target.max_cost is not None:
         return (
-            f"They give the best accuracy within a mean cost of {target['max_cost']:.3g} on the calibration images. "
+            f"They give the best accuracy within a mean cost of {target.max_cost:.3g} on the calibration images. "
             "Nothing is promised for others."
         )
-    if disagreement is None:
-        keeps = f"loses at most {drop:.2%} in accuracy against the last exit on"
+    if target.needs_labels:
+        keeps = f"loses at most {target.limit:.2%} in accuracy against the last exit on"
     else:
-        keeps = f"gives another label than the last exit to at most {disagreement:.2%} of"
-    if not is_certified({"target": target}):
+        keeps = f"gives another label than the last exit to at most {target.limit:.2%} of"
+    if target.guarantee is None:
         return (
             f"They give the lowest cost at which early exit {keeps} the calibration images. Nothing is promised for "
             "others."
@@ -255,15 +256,12 @@ def _target(target: dict[str, Any], dtype: str | None) -> str:
             f"It was certified that early exit {keeps} images like those, but the calibration does not say for which "
             "weights. Nothing is promised until it is run again."
         )
-    how = "on average" if target.get("confidence") is None else f"with probability {100 * target['confidence']:g}%"
-    bound = f" ({target['bound']} bound)" if target.get("bound") else ""
-    counts = (
-        " The average counts sets of images that certify nothing, which lose nothing." if how == "on average" else ""
-    )
+    bound = f" ({target.bound} bound)" if target.bound else ""
+    counts = f" {WHAT_THE_AVERAGE_COUNTS}" if target.guarantee == "expectation" else ""
     return (
-        f"Certified: {how} over the draw of the calibration images, early exit {keeps} images like those{bound}, if "
-        f"those images neither trained the model nor chose its recipe. This holds for these weights in "
-        f"{dtype}.{counts}"
+        f"Certified: {target.certainty} over the draw of the calibration images, early exit {keeps} images like "
+        f"those{bound}, if those images neither trained the model nor chose its recipe. This holds for these weights "
+        f"in {dtype}.{counts}"
     )
 
 

@@ -10,7 +10,8 @@ import torch
 from modeling_mevit.data.identity import encode_digests, fingerprint
 from modeling_mevit.data.image_dataset import DataSource, ImageClassificationDataset
 from modeling_mevit.data.image_processing import image_processor_for
-from modeling_mevit.early_exit.calibration import CalibrationTarget, calibrate
+from modeling_mevit.early_exit.calibration import calibrate
+from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.early_exit.cost import static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes, classifier_accuracy, evaluate
 from modeling_mevit.early_exit.metrics import auroc_per_exit

@@ -203,7 +203,9 @@ def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promis
     calibration = {**CALIBRATION, "target": target, "made_for": made_for}
     text = render_card(checkpoint(tmp_path, calibration=calibration))
     assert ("This holds for these weights in float32." in text) is certified
-    assert ("The average counts sets of images that certify nothing" in text) is ("expectation" in target.values())
+    assert ("The average counts calibration sets that certify nothing, which lose nothing." in text) is (
+        "expectation" in target.values()
+    )
     assert headings(text)[:3] == ["org/mevit-grocery", "Results", "Early exit"]
     assert promise in text
     assert ("Nothing is promised for others." in text) is not certified and ("Certified" in text) is certified
