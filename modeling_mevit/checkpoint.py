@@ -19,6 +19,7 @@ from .atomic import staged
 from .configuration_mevit import MEViTConfig, is_certified
 from .data.identity import UNLABELLED
 from .data.image_dataset import DataSource, ImageClassificationDataset
+from .early_exit.calibration_target import CalibrationTarget
 from .hub import locate
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
@@ -136,7 +137,7 @@ def check_export_of(config: MEViTConfig, exported: Path) -> None:
     """Checks that a directory holds the cascade of a model as it is calibrated now.
 
     Raises:
-        ValueError: where it does not, or where one of both does not leave early.
+        ValueError: where it does not, or where either of the two does not leave early.
     """
     if not config.early_exit or not is_export(exported):
         raise ValueError(f"the checkpoint must be calibrated, and {exported} must hold its cascade.")
@@ -147,8 +148,10 @@ def check_export_of(config: MEViTConfig, exported: Path) -> None:
         raise ValueError(f"{exported} must be of the checkpoint as it is calibrated now; export it again.")
 
 
-def _calibrated_for(config: MEViTConfig) -> tuple[str, str, Any]:
-    return config.exit_policy, config.exit_combination, (config.calibration or {}).get("target")
+def _calibrated_for(config: MEViTConfig) -> tuple[str, str, CalibrationTarget | None]:
+    target = (config.calibration or {}).get("target")
+    # as an object, since targets were written with fewer fields before
+    return config.exit_policy, config.exit_combination, target and CalibrationTarget.from_dict(target)
 
 
 def output_directory(checkpoint: str, output: Path | None) -> Path:

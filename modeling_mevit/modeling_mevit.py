@@ -401,8 +401,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}`; in
-        expectation, such as `{"max_disagreement": 0.01, "guarantee": "expectation"}`.
+        """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm",
+        "guarantee": "probability"}`; in expectation, such as `{"max_disagreement": 0.01, "guarantee": "expectation"}`.
+        Older checkpoints may leave out the guarantee that a confidence implies.
 
         None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
         exits, their combination, fields of the architecture, the precision or the weights are not those of the
