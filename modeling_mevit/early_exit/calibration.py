@@ -13,6 +13,7 @@ control; Angelopoulos, Bates, Fisch, Lei and Schuster, 2024).
 """
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -26,7 +27,6 @@ from torch.utils.data import Dataset, Subset
 
 from ..configuration_mevit import MEViTConfig, promise_digest
 from ..data.identity import encode_digests, select_independent
-from ..exit_policy_mevit import EXIT_POLICIES
 from ..modeling_mevit import MEViTForImageClassification
 from .calibration_target import BOUNDS, WHAT_THE_AVERAGE_COUNTS, CalibrationTarget
 from .predictions import ExitPredictions, OperatingPoint, Predictor, check_labels, predict_exits
@@ -204,14 +204,13 @@ def calibrate(
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, all
-            images trained the model, labels are needed and there are none, or a guarantee is asked for and the split
-            trained the model or has too few images to certify anything.
+        ValueError: where the model has one exit only, the policy is unknown or not for this model, no thresholds are
+            within a cost, all images trained the model, labels are needed and there are none, or a guarantee is asked
+            for and the split trained the model or has too few images to certify anything.
     """
     config = predictor.config
     policy = policy or config.exit_policy
-    if policy not in EXIT_POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(map(repr, EXIT_POLICIES))}, got {policy!r}.")
+    _check_policy(config, policy)
     if len(config.exit_layers) < 2:
         raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
     if target.needs_labels:
@@ -275,6 +274,14 @@ def calibrate_predictions(
     else:
         chosen = cheapest_within_disagreement(tried, target.limit)
     return CalibrationResult(target, chosen if chosen.saves else None, None, data)
+
+
+def _check_policy(config: MEViTConfig, policy: str) -> None:
+    """Raises a `ValueError` where a model cannot have this policy."""
+    candidate = copy.deepcopy(config)
+    disable_early_exit(candidate)  # its thresholds may be of another one
+    candidate.exit_policy = policy
+    candidate.validate()
 
 
 def check_held_out(split: str, certifies: bool) -> None:

@@ -188,7 +188,7 @@ class PredictionCollector:
             if policy == self.config.exit_policy:
                 scores = outputs.exit_scores.float().cpu()
             elif policy == "uncertainty" and outputs.exit_uncertainty is None:
-                continue  # an export has the score of its own policy, and logits
+                continue  # an export has the score of its own policy alone, and not every combination has one
             elif policy == "margin" and logits.shape[-1] < 2:
                 continue
             else:

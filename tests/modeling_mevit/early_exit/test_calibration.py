@@ -400,8 +400,11 @@ def test_copies_count_once_and_training_images_never():
 
 def test_calls_that_cannot_work_are_named():
     certificate = CalibrationTarget(max_accuracy_drop=0.1, confidence=0.9)
-    with pytest.raises(ValueError, match="policy must be one of 'uncertainty', .*, got 'luck'"):
+    with pytest.raises(ValueError, match="exit_policy must be one of 'uncertainty', .*; got 'luck'"):
         calibrate(tiny_model(), RandomImages(), certificate, policy="luck")
+    combined = tiny_model(exit_policy="margin", exit_combination="mean", uncertainty_input="logits")
+    with pytest.raises(ValueError, match="exit_policy='uncertainty' needs exit_combination='none' or"):
+        calibrate(combined, NeverRead(30), certificate, policy="uncertainty")
     with pytest.raises(ValueError, match="needs at least two exits; the model has one, on layer 4"):
         calibrate(tiny_model(exit_layers=[4]), RandomImages(), certificate)
     with pytest.raises(ValueError, match="the split 'train' has images that trained the model"):
