@@ -4,8 +4,8 @@
 
 `config.json` tells the exits and how early exit was calibrated, `metrics.json` of `training/train.py` the training and
 its results, `evaluation.json` of `mevit evaluate` what early exit gave on other images. Each section of
-`model_card.md` is kept where there is something to fill it with. Nothing in a card is a fact of its own, so it is
-rendered again whenever one of these files changes.
+`model_card.md` is kept where there is something to fill it with; what was measured with exits combined otherwise is
+left out. Nothing in a card is a fact of its own, so it is rendered again whenever one of these files changes.
 """
 
 import json
@@ -87,13 +87,20 @@ def render_card(directory: str | PathLike[str]) -> str:
         "license": _license(metrics),
         "combination": f" {combination_sentence(config.exit_combination)}".rstrip(),
     }
-    values["metadata"] = _metadata(values["model_name"], metrics).to_yaml().strip()
+    is_of_this_model = metrics.get("exit_combination", "none") == config.exit_combination  # older ones do not tell
+    exits = metrics.get("exits", []) if is_of_this_model else []
+    values["metadata"] = _metadata(values["model_name"], metrics, exits).to_yaml().strip()
     absent = set()
-    if metrics:
+    if exits:
         curve = _figure(directory / "training_curve.png", "Training loss and validation accuracy")
-        values |= {"results": results_table(metrics["exits"]), "training_curve": curve, **_training(metrics)}
+        values |= {"results": results_table(exits), "training_curve": curve}
     else:
-        absent |= {"## Results", "## Training"}
+        absent.add("## Results")
+        values["training_curve"] = ""
+    if metrics:
+        values |= _training(metrics)
+    else:
+        absent.add("## Training")
     calibration = _calibration(config, directory)
     if calibration:
         values |= _early_exit(calibration, config.exit_layers)
@@ -111,16 +118,16 @@ def render_card(directory: str | PathLike[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)  # where a figure is missing
 
 
-def _metadata(model_name: str, metrics: dict[str, Any]) -> ModelCardData:
-    """What the Hub lists and searches; it links the names that are on the Hub."""
+def _metadata(model_name: str, metrics: dict[str, Any], exits: list[dict[str, Any]]) -> ModelCardData:
+    """What the Hub lists and searches, with the results of the exits; it links the names that are on the Hub."""
     published = metrics.get("card", {})
     dataset, base_model = metrics.get("dataset", ""), _base_model(metrics)
     # a Hub id has an owner, a local folder's public name has none
     dataset_on_hub = published.get("dataset_on_hub", "/" in dataset)
     base_model_on_hub = published.get("base_model_on_hub", "/" in (base_model or ""))
     results = []
-    if metrics:
-        split = measured_splits(metrics["exits"])[-1]
+    if exits:
+        split = measured_splits(exits)[-1]
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -131,7 +138,7 @@ def _metadata(model_name: str, metrics: dict[str, Any]) -> ModelCardData:
                 metric_name=f"Accuracy of exit {row['exit']}",
                 metric_value=round(row[f"{split}_accuracy"], 4),
             )
-            for row in metrics["exits"]
+            for row in exits
         ]
     return ModelCardData(
         license=published.get("license"),
