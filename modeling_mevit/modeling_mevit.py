@@ -471,7 +471,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         The backbone's final layer norm starts the norm of every exit; the predictor and classifiers are new. But the
         last exit starts with the checkpoint's classifier if that is of a plain ViT, or of a MEViT with one exit, and
-        for the same labels: its logits are then those of the checkpoint's own model.
+        for the same labels: its logits are then those of the checkpoint's own model. Labels are the same if they are
+        not given, or if their names are equal and none of the placeholders `LABEL_0` and so on.
 
         Args:
             pretrained_model_name_or_path: a local directory or the Hub name of a checkpoint, with or without a head,
