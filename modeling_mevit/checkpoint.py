@@ -109,12 +109,18 @@ def quantization_for(
         target: processor that int8 files are made for.
 
     Raises:
-        ValueError: where the split cannot certify what the calibration did, or must be given, since unlabelled images
-            calibrated the model.
+        ValueError: where the images have no labels, or the split cannot certify what the calibration did, or must be
+            given, since unlabelled images calibrated the model.
     """
+    from .data.datasets import is_unlabelled  # needs Datasets
     from .early_exit.calibration import check_held_out  # needs scipy
     from .onnx.quantize import Quantization  # needs ONNX Runtime
 
+    if is_unlabelled(source.name_or_path):
+        raise ValueError(
+            f"--data must have labels, since a lower precision is reported by its accuracy and thresholds are chosen "
+            f"anew on labelled images; got {source.name_or_path}, a folder of images without class folders."
+        )
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
         if calibrated["split"] == UNLABELLED:

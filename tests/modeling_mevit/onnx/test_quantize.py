@@ -26,6 +26,7 @@ from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
 from modeling_mevit.onnx import quantize
 from modeling_mevit.onnx.graphs import cascade_files, exit_file
 from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
+from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 
 
@@ -280,6 +281,12 @@ def test_thresholds_are_chosen_anew_on_labelled_images(in_float32, model, tmp_pa
     config.calibration["data"]["split"] = "unlabelled"
     with pytest.raises(ValueError, match="--split must name the images that choose the thresholds anew"):
         quantization_for(config, PROCESSOR, DataSource("photos", ""), "float16", None)
+    write_image(tmp_path / "phone" / "0.png")
+    for split in ("", "validation", "unlabelled"):
+        with pytest.raises(
+            ValueError, match="--data must have labels, .*; got .*phone, a folder of images without cl"
+        ):
+            quantization_for(model.config, PROCESSOR, DataSource(tmp_path / "phone", split), "int8", None)
     shutil.copytree(in_float32, tmp_path / "out")
     unlabelled = [{"pixel_values": pixel_values} for pixel_values in torch.randn(3, 3, 16, 16)]
     with pytest.raises(ValueError, match="a lower precision needs labels, and these 3 images have none"):
