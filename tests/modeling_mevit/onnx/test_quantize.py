@@ -216,6 +216,20 @@ def test_each_graph_gets_the_inputs_it_has_in_a_run(in_float32, model):
     np.testing.assert_allclose(np.concatenate(both), states[3].numpy(), atol=1e-4)
 
 
+def test_ranges_do_not_depend_on_the_sum_of_the_exits_passed(tmp_path, monkeypatch):
+    """Which is fed as zeros, and which the predictor, too, reads in the combination."""
+    model = tiny_model(exit_policy="uncertainty", exit_combination="mean", exit_thresholds=0.5)
+    export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True)
+    quantization = Quantization("int8", Images(model, 1, 1), Images(model, 3, 2), "avx2")
+    files, inputs, others = [], quantize.query_inputs, np.arange(5, dtype=np.float32)[None] * -10
+    for passed in ("zeros", "others"):
+        directory = shutil.copytree(tmp_path / "out", tmp_path / passed)
+        quantize.convert(directory, FILES, model.config, quantization)
+        files.append({file.name: (directory / file.name).read_bytes() for file in FILES})
+        monkeypatch.setattr(quantize, "query_inputs", lambda *given: inputs(*given[:3], others))
+    assert files[0] == files[1]
+
+
 # Thresholds
 
 
