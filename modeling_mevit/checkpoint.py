@@ -174,7 +174,7 @@ def output_directory(checkpoint: str, output: Path | None) -> Path:
 def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directory: Path) -> None:
     """Writes config, code and card to a checkpoint's own directory; to another one, the weights too.
 
-    A process that is killed, or a full disk, leaves the files of before.
+    A process that is killed, or a full disk, leaves the files as they were.
     """
     with staged(directory, read=_READ_BY_CARD) as stage:
         if directory.resolve() == Path(checkpoint).resolve():

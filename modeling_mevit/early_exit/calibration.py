@@ -146,7 +146,7 @@ class CalibrationResult:
                 f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
                 f"corrected: {target.certainty}, the true accuracy drop is at most {target.limit:.2%}."
             )
-        lost = "were harmed" if target.needs_labels else "got another label than from the last exit"
+        lost = "were harmed" if target.needs_labels else "got another label than the last exit's"
         if target.guarantee == "probability":
             return (
                 f"Certified on {found.num_samples} images, of which {found.disagreements} {lost}: {target.certainty}, "

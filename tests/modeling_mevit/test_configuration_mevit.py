@@ -330,7 +330,7 @@ def test_the_default_architecture_is_bound_too(tmp_path):
 @pytest.mark.parametrize(
     ("target", "certified"),
     [
-        ({"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}, True),  # of before there was `guarantee`
+        ({"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}, True),  # older than `guarantee`
         ({"max_accuracy_drop": 0.01, "max_cost": None, "confidence": None, "bound": None}, False),
         ({"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"}, True),
         ({"max_disagreement": 0.01, "guarantee": "expectation"}, True),

@@ -108,7 +108,7 @@ def test_images_that_chose_the_thresholds_are_refused():
     assert evaluation.calibration_images == 2
     assert evaluation.data["name"] == "photos" and "image_digests" not in evaluation.data
     assert evaluate(model, KnownImages(first=6)).calibration_images == 0
-    # a calibration of before digests were kept knows the whole set alone
+    # a calibration from before digests were kept knows the whole set alone
     del model.config.calibration["data"]["image_digests"]
     with pytest.raises(ValueError, match="6 of these 6 images chose the thresholds"):
         evaluate(model, seen)
