@@ -263,7 +263,7 @@ class MEViTConfig(ViTConfig):
         return loaded
 
     def _has_calibrated_thresholds(self) -> bool:
-        point = (self.calibration or {}).get("operating_point")
+        point = (self.calibration or {}).get("operating_point") or {}
         return bool(point) and _listed(self.exit_thresholds, len(self.exit_layers) - 1) == point.get("thresholds")
 
     def _calibrated_combination(self) -> str:
