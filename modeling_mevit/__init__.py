@@ -18,7 +18,8 @@ from .version import __version__
 if TYPE_CHECKING:
     from .configuration_mevit import MEViTConfig
     from .data.image_dataset import DataSource, ImageClassificationDataset
-    from .early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate
+    from .early_exit.calibration import CalibrationResult, calibrate
+    from .early_exit.calibration_target import CalibrationTarget
     from .early_exit.evaluation import Evaluation, evaluate
     from .modeling_mevit import MEViTForImageClassification, MEViTOutput
     from .onnx.export import export
@@ -35,7 +36,7 @@ _MODULE_OF = {
     "MEViTTrainingArguments": "training_args",
     "DataSource": "data.image_dataset",
     "ImageClassificationDataset": "data.image_dataset",
-    "CalibrationTarget": "early_exit.calibration",
+    "CalibrationTarget": "early_exit.calibration_target",
     "CalibrationResult": "early_exit.calibration",
     "calibrate": "early_exit.calibration",
     "Evaluation": "early_exit.evaluation",

@@ -19,6 +19,7 @@ from .atomic import staged
 from .configuration_mevit import MEViTConfig, is_certified
 from .data.identity import UNLABELLED
 from .data.image_dataset import DataSource, ImageClassificationDataset
+from .early_exit.calibration_target import CalibrationTarget
 from .hub import locate
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
@@ -108,12 +109,18 @@ def quantization_for(
         target: processor that int8 files are made for.
 
     Raises:
-        ValueError: where the split cannot certify what the calibration did, or must be given, since unlabelled images
-            calibrated the model.
+        ValueError: where the images have no labels, or the split cannot certify what the calibration did, or must be
+            given, since unlabelled images calibrated the model.
     """
+    from .data.datasets import is_unlabelled  # needs Datasets
     from .early_exit.calibration import check_held_out  # needs scipy
     from .onnx.quantize import Quantization  # needs ONNX Runtime
 
+    if is_unlabelled(source.name_or_path):
+        raise ValueError(
+            f"--data must have labels, since a lower precision is reported by its accuracy and thresholds are chosen "
+            f"anew on labelled images; got {source.name_or_path}, a folder of images without class folders."
+        )
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}
         if calibrated["split"] == UNLABELLED:
@@ -136,7 +143,7 @@ def check_export_of(config: MEViTConfig, exported: Path) -> None:
     """Checks that a directory holds the cascade of a model as it is calibrated now.
 
     Raises:
-        ValueError: where it does not, or where one of both does not leave early.
+        ValueError: where it does not, or where either of the two does not leave early.
     """
     if not config.early_exit or not is_export(exported):
         raise ValueError(f"the checkpoint must be calibrated, and {exported} must hold its cascade.")
@@ -147,8 +154,10 @@ def check_export_of(config: MEViTConfig, exported: Path) -> None:
         raise ValueError(f"{exported} must be of the checkpoint as it is calibrated now; export it again.")
 
 
-def _calibrated_for(config: MEViTConfig) -> tuple[str, str, Any]:
-    return config.exit_policy, config.exit_combination, (config.calibration or {}).get("target")
+def _calibrated_for(config: MEViTConfig) -> tuple[str, str, CalibrationTarget | None]:
+    target = (config.calibration or {}).get("target")
+    # as an object, since targets were written with fewer fields before
+    return config.exit_policy, config.exit_combination, target and CalibrationTarget.from_dict(target)
 
 
 def output_directory(checkpoint: str, output: Path | None) -> Path:
@@ -165,7 +174,7 @@ def output_directory(checkpoint: str, output: Path | None) -> Path:
 def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directory: Path) -> None:
     """Writes config, code and card to a checkpoint's own directory; to another one, the weights too.
 
-    A process that is killed, or a full disk, leaves the files of before.
+    A process that is killed, or a full disk, leaves the files as they were.
     """
     with staged(directory, read=_READ_BY_CARD) as stage:
         if directory.resolve() == Path(checkpoint).resolve():

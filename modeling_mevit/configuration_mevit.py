@@ -47,7 +47,8 @@ class MEViTConfig(ViTConfig):
             `"entropy"`, `"margin"` or `"patience"`.
         exit_combination: what an exit predicts with, and what its score is taken of: `"none"`, its own logits, or
             `"mean"`, the mean of the log-probabilities of the exits passed so far, itself included. Training does
-            not depend on it, so that it can be changed in a trained model; calibrate again afterwards.
+            not depend on it, so that it can be changed in a trained model; calibrate again afterwards. A predictor
+            that reads `"logits"` cannot read that mean, so that the policy is not `"uncertainty"` then.
         exit_thresholds: a sample leaves at an early exit whose score is under its threshold: one number for all early
             exits, or one for each, the last exit having none. Calibration chooses them.
         early_exit: whether `model(pixel_values)` in eval mode lets samples leave early.
@@ -124,6 +125,12 @@ class MEViTConfig(ViTConfig):
         _check_choice("exit_combination", self.exit_combination, EXIT_COMBINATIONS)
         _check_training_images(self.training_images)
         _check_choice("problem_type", self.problem_type, (None, "single_label_classification"))
+        if self.exit_policy == "uncertainty" and not self.predicts_uncertainty:
+            raise ValueError(
+                f"exit_policy='uncertainty' needs exit_combination='none' or uncertainty_input='probabilities', since "
+                f"a predictor that was trained on logits ranks a mean of log-probabilities wrongly; got "
+                f"exit_combination={self.exit_combination!r} and uncertainty_input={self.uncertainty_input!r}."
+            )
         if self.exit_policy == "margin" and self.num_labels < 2:
             raise ValueError(f"exit_policy='margin' needs at least 2 labels, got num_labels={self.num_labels}.")
         _check_grid(self.image_size, self.patch_size)
@@ -140,6 +147,12 @@ class MEViTConfig(ViTConfig):
                 f"exit_thresholds={self.exit_thresholds} were calibrated for exit_policy={calibrated['policy']!r}, "
                 f"got exit_policy={self.exit_policy!r}, which needs others."
             )
+
+    @property
+    def predicts_uncertainty(self) -> bool:
+        """Whether the predictor can read what an exit predicts with. One that was trained on an exit's own logits
+        cannot read a mean of log-probabilities, which is shifted against them by another number for each sample."""
+        return self.exit_combination == "none" or self.uncertainty_input == "probabilities"
 
     def resolve_exit_thresholds(self, override: Sequence[float] | float | None = None) -> list[float]:
         """The threshold of each early exit: E − 1 numbers, from `override` or else from the config.
@@ -189,12 +202,11 @@ class MEViTConfig(ViTConfig):
             differing.append("exit_thresholds are gone")
         elif point and point.get("thresholds") != thresholds:
             differing.append(f"exit_thresholds are {thresholds}, not {point.get('thresholds')}")
-        made_for = calibration.get("made_for") or {}
-        combination = made_for.get("exit_combination", "none")  # older ones do not tell
+        combination = self._calibrated_combination()
         if calibration and combination != self.exit_combination:
             differing.append(f"exit_combination is {self.exit_combination!r}, not {combination!r}")
         found = self.made_for()
-        made_for = {**found, **made_for}
+        made_for = {**found, **(calibration.get("made_for") or {})}
         if found["exit_layers"] != made_for["exit_layers"]:
             differing.append(f"exit_layers are {self.exit_layers}, not {made_for['exit_layers']}")
         elif found["architecture"] != made_for["architecture"]:
@@ -217,7 +229,7 @@ class MEViTConfig(ViTConfig):
 
         Warns:
             UserWarning: if fields of the architecture were edited since it was written, or what a certificate was
-                made for.
+                made for, or if thresholds were chosen under another combination of the exits.
         """
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -242,7 +254,22 @@ class MEViTConfig(ViTConfig):
         config: MEViTConfig = loaded[0] if isinstance(loaded, tuple) else loaded
         if is_certified(config.calibration) and (differing := config.calibration_mismatches()):
             warnings.warn(certificate_is_gone(differing), stacklevel=2)
+        elif config._has_calibrated_thresholds() and config._calibrated_combination() != config.exit_combination:
+            warnings.warn(
+                f"exit_thresholds were chosen for exit_combination={config._calibrated_combination()!r}, got "
+                f"{config.exit_combination!r}, under which scores are others; `mevit calibrate` chooses them anew.",
+                stacklevel=2,
+            )
         return loaded
+
+    def _has_calibrated_thresholds(self) -> bool:
+        point = (self.calibration or {}).get("operating_point") or {}
+        return bool(point) and _listed(self.exit_thresholds, len(self.exit_layers) - 1) == point.get("thresholds")
+
+    def _calibrated_combination(self) -> str:
+        """How exits were combined when the calibration was made; older ones do not tell, since there was no choice."""
+        made_for = (self.calibration or {}).get("made_for") or {}
+        return str(made_for.get("exit_combination", "none"))
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any

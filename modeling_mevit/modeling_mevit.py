@@ -58,7 +58,8 @@ class MEViTOutput(ModelOutput):
             [`combine_exits`] makes of them what the exits predict with.
         exit_scores: (B, E), float32, without early exit: score of every exit under `config.exit_policy`, low if it is
             sure.
-        exit_uncertainty: (B, E), without early exit: predicted uncertainty of every exit, equation 3, in (0, 1).
+        exit_uncertainty: (B, E), without early exit: predicted uncertainty of every exit, equation 3, in (0, 1). None
+            where the predictor cannot read the combination (`config.predicts_uncertainty`).
         hidden_states: with `output_hidden_states=True`: the embeddings and each layer's output, before the final norm,
             one more than layers, each (B, N, d).
         attentions: with `output_attentions=True`: each layer's attention probabilities, (B, heads, N, N).
@@ -239,7 +240,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         # in training mode each exit stands by itself
         combination = "none" if self.training else config.exit_combination
         combined = combine_exits(combination, exit_logits)  # (B, E, L)
-        exit_uncertainty = self.uncertainty(combined).to(combined.device)  # (B, E)
+        exit_uncertainty: Any = None  # (B, E)
+        if combination == "none" or config.predicts_uncertainty:
+            exit_uncertainty = self.uncertainty(combined).to(combined.device)
         loss = None
         if labels is not None:
             labels = labels.to(exit_logits.device)
@@ -323,12 +326,14 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         """Runs the embeddings (B, N, d) through the layers; at each exit, samples that are sure enough leave."""
         config, device = self.config, hidden_state.device
         samples = torch.arange(len(hidden_state), device=device)  # which ones are still in the batch
-        if not len(samples):
-            return MEViTOutput(logits=hidden_state.new_empty(0, config.num_labels), exit_layer=samples)
         label = torch.full_like(samples, NO_LABEL)  # that the exit before predicted, and how many in a row did
         streak = torch.zeros_like(samples)
         # of the exits passed, summed
         log_probabilities = torch.zeros(len(samples), config.num_labels, dtype=torch.float32, device=device)
+        if not len(samples):
+            logits = hidden_state.new_empty(0, config.num_labels)
+            logits, _ = combine_exit(config.exit_combination, logits, log_probabilities, num_exits=1)
+            return MEViTOutput(logits=logits, exit_layer=samples)
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
         left_layers: list[Tensor] = []
@@ -401,8 +406,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
     @property
     def certificate(self) -> dict[str, Any] | None:
-        """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}`; in
-        expectation, such as `{"max_disagreement": 0.01, "guarantee": "expectation"}`.
+        """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm",
+        "guarantee": "probability"}`; in expectation, such as `{"max_disagreement": 0.01, "guarantee": "expectation"}`.
+        Older checkpoints may leave out the guarantee that a confidence implies.
 
         None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
         exits, their combination, fields of the architecture, the precision or the weights are not those of the
@@ -465,7 +471,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         The backbone's final layer norm starts the norm of every exit; the predictor and classifiers are new. But the
         last exit starts with the checkpoint's classifier if that is of a plain ViT, or of a MEViT with one exit, and
-        for the same labels: its logits are then those of the checkpoint's own model.
+        for the same labels: its logits are then those of the checkpoint's own model. Labels are the same if they are
+        not given, or if their names are equal and none of the placeholders `LABEL_0` and so on.
 
         Args:
             pretrained_model_name_or_path: a local directory or the Hub name of a checkpoint, with or without a head,

@@ -79,6 +79,7 @@ def read_vit(
     Returns:
         A `config_class` with the fields of the checkpoint and of `kwargs`; the backbone, float32, in eval mode; and
         the classifier on its final norm, if it is a `vit` or `mevit` that was trained for the labels of the config.
+        Names that Transformers gives labels without any, `LABEL_0` and so on, do not tell that labels are the same.
 
     Raises:
         ValueError: if the checkpoint holds another kind of model, one with several exits, or lacks some of the
@@ -110,7 +111,8 @@ def read_vit(
 
     settings = {name: getattr(own_config, name) for name in (*_SHAPES, *_SETTINGS)}
     backbone_config = ViTConfig(**settings)
-    if "num_labels" not in kwargs and "id2label" not in kwargs:
+    are_own_labels = "num_labels" not in kwargs and "id2label" not in kwargs
+    if are_own_labels:
         settings.update(id2label=own_config.id2label, label2id=own_config.label2id)
     if model_type == "mevit" and issubclass(config_class, MEViTConfig):
         settings["training_images"] = training_images
@@ -119,7 +121,9 @@ def read_vit(
     config = config_class(**{**settings, **kwargs})
 
     arguments: dict[str, Any] = {"add_pooling_layer": False} if model_class is ViTModel else {}
-    reads_classifier = model_class is ViTModel and config.id2label == own_config.id2label
+    has_names = config.id2label != {label: f"LABEL_{label}" for label in range(config.num_labels)}
+    are_same_labels = are_own_labels or (has_names and config.id2label == own_config.id2label)
+    reads_classifier = model_class is ViTModel and are_same_labels
     if reads_classifier:
         model_class, arguments = ViTForImageClassification, {"key_mapping": {r"^exits\.\d+\.classifier": "classifier"}}
     model, loading = model_class.from_pretrained(

@@ -103,18 +103,25 @@ def predict_splits(
     }
 
 
-def metrics_of(run: Run, predictions: dict[str, ExitPredictions], seconds: float | None) -> dict[str, Any]:
+def metrics_of(
+    run: Run,
+    model: MEViTForImageClassification | TransFGForImageClassification,
+    predictions: dict[str, ExitPredictions],
+    seconds: float | None,
+) -> dict[str, Any]:
     """What `metrics.json` holds.
 
     Args:
         run: that was trained.
-        predictions: of [`predict_splits`].
+        model: that was saved; its exits may be combined otherwise since.
+        predictions: of [`predict_splits`], by that model.
         seconds: that the training took; None of a run that was interrupted.
     """
-    model = run.trainer.model
     config = model.config
+    combination = {}
     if isinstance(model, MEViTForImageClassification):
         costs, parameters = static_exit_costs(config), exit_parameters(config)
+        combination = {"exit_combination": config.exit_combination}
     else:
         (last,) = config.exit_layers
         costs, parameters = {last: relative_cost(type(model), config)}, {last: model.num_parameters()}
@@ -134,6 +141,7 @@ def metrics_of(run: Run, predictions: dict[str, ExitPredictions], seconds: float
             }
             for place, layer in enumerate(config.exit_layers)
         ],
+        **combination,
         "training_seconds": seconds,
         "recipe": recipe_of(run),
         "card": card_of(run),
@@ -157,6 +165,7 @@ def write_results(run: Run, seconds: float | None, only_missing: bool) -> dict[s
     def is_due(name: str) -> bool:
         return not only_missing or not (output / name).is_file()
 
+    metrics_are_due = is_due("metrics.json")
     splits = ["validation"] if run.test_set is None else ["validation", "test"]
     if any(is_due(name) for name in ("metrics.json", *(f"{split}_predictions.json" for split in splits))):
         model = load_classifier(str(output), str(trainer.args.device))
@@ -167,8 +176,8 @@ def write_results(run: Run, seconds: float | None, only_missing: bool) -> dict[s
                 write_json(
                     output / f"{split}_predictions.json", {**content, "predictions": predicted.predictions.tolist()}
                 )
-        if is_due("metrics.json"):
-            write_json(output / "metrics.json", metrics_of(run, predictions, seconds), indent=2)
+        if metrics_are_due:
+            write_json(output / "metrics.json", metrics_of(run, model, predictions, seconds), indent=2)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     card = card_of(run)
     is_renamed = metrics.get("card") != card  # pushed later than it was trained, say
@@ -178,7 +187,7 @@ def write_results(run: Run, seconds: float | None, only_missing: bool) -> dict[s
     if is_due("training_curve.png"):
         figure = training_curve(trainer.state.log_history, trainer.model.config.exit_layers)
         figure.savefig(output / "training_curve.png", dpi=120)
-    if is_due("README.md") or is_renamed:
+    if is_due("README.md") or metrics_are_due or is_renamed:
         trainer.create_model_card()
     if is_due("trainer_state.json"):
         trainer.save_state()

@@ -9,6 +9,7 @@ import io
 import logging
 import re
 from collections.abc import Collection, Iterable
+from functools import cache
 from itertools import compress
 from os import PathLike
 from pathlib import Path
@@ -134,7 +135,7 @@ def load_split(
     """
     if half not in (None, *HALVES):
         raise ValueError(f"half must be one of {list(HALVES)}, got {half!r}")
-    if _is_unlabelled(name_or_path):
+    if is_unlabelled(name_or_path):
         if split != UNLABELLED:
             raise ValueError(
                 f"split must be {UNLABELLED!r} for {name_or_path}, which has no class folders, got {split!r}"
@@ -166,21 +167,25 @@ def load_split(
 
 
 def default_split(name_or_path: str | PathLike[str], labelled: str) -> str:
-    """The split to take where none is named: `labelled`, or `"unlabelled"` of a folder whose images are in no folders
-    of their own."""
-    return UNLABELLED if _is_unlabelled(name_or_path) else labelled
+    """The split to take where none is named: `labelled`, or `"unlabelled"` of images without labels."""
+    return UNLABELLED if is_unlabelled(name_or_path) else labelled
 
 
-def _is_unlabelled(name_or_path: str | PathLike[str]) -> bool:
+def is_unlabelled(name_or_path: str | PathLike[str]) -> bool:
+    """Whether it is a folder of images that are in no class folders. Folders without images in them are none."""
     folder = Path(name_or_path).expanduser()
-    if str(name_or_path) in ("", "demo") or not folder.is_dir() or _visible_folders(folder):
+    if str(name_or_path) in ("", "demo") or not folder.is_dir():
         return False
-    return bool(_image_files(folder.iterdir(), folder))
+    return _has_images(folder.iterdir(), folder) and not any(
+        _has_images(inner.rglob("*"), inner) for inner in _visible_folders(folder)
+    )
 
 
 def _unlabelled_rows(folder: Path, half: str | None) -> datasets.Dataset:
     images = [str(image.absolute()) for image in _image_files(folder.iterdir(), folder)]
     if half:
+        if len(images) < 2:
+            raise ValueError(f"half={half!r} needs at least 2 images, and {folder} has {len(images)}")
         order = np.random.default_rng(SEED).permutation(len(images))
         middle = round(len(images) / 2)
         images = [images[index] for index in sorted(order[:middle] if half == "first" else order[middle:])]
@@ -346,12 +351,23 @@ def _split_names(available: Collection[str]) -> dict[str, str]:
 
 def _image_files(paths: Iterable[Path], folder: Path) -> list[Path]:
     """The visible image files among paths within a folder, in order."""
-    extensions = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return [
-        path
-        for path in sorted(paths)
-        if path.suffix.lower() in extensions and path.is_file() and not _is_hidden(path, folder)
-    ]
+    return [path for path in sorted(paths) if _is_image(path, folder)]
+
+
+def _has_images(paths: Iterable[Path], folder: Path) -> bool:
+    """Whether there are any; paths are looked at up to the first one."""
+    return any(_is_image(path, folder) for path in paths)
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    """Whether a path within a folder is a visible image file, by its name."""
+    return path.suffix.lower() in _image_extensions() and path.is_file() and not _is_hidden(path, folder)
+
+
+@cache
+def _image_extensions() -> set[str]:
+    """Of the files that Pillow reads."""
+    return {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def _visible_folders(folder: Path) -> list[Path]:

@@ -13,9 +13,10 @@ control; Angelopoulos, Bates, Fisch, Lei and Schuster, 2024).
 """
 
 import bisect
+import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -26,156 +27,17 @@ from torch.utils.data import Dataset, Subset
 
 from ..configuration_mevit import MEViTConfig, promise_digest
 from ..data.identity import encode_digests, select_independent
-from ..exit_policy_mevit import EXIT_POLICIES
 from ..modeling_mevit import MEViTForImageClassification
+from .calibration_target import BOUNDS, WHAT_THE_AVERAGE_COUNTS, CalibrationTarget
 from .predictions import ExitPredictions, OperatingPoint, Predictor, check_labels, predict_exits
 
 
-BOUNDS = ("harm", "difference")
-GUARANTEES = ("probability", "expectation")
 # Scores are in [0, 1], entropy in [0, ln L]. Those of a trained model crowd near 0, and the uncertainty, a sigmoid,
 # near some value in between.
 _GRID = np.geomspace(1e-5, 1, 201)
 _GRID_OF_UNCERTAINTY = np.linspace(1e-3, 1, 1000)
 _MOST_CANDIDATES = 1000  # thresholds to try, whatever the number of images
 _ARC = 0.2  # standard errors of the correction rate between neighbouring rates that the difference test computes
-
-
-@dataclass(frozen=True)
-class CalibrationTarget:
-    """What the thresholds are chosen for: a cost, an accuracy, or the labels of the full run.
-
-    - `max_cost` alone: the best accuracy within this mean cost, on the calibration images.
-    - `max_accuracy_drop` alone: the lowest mean cost that loses at most this much accuracy against the last exit, on
-      the calibration images.
-    - `max_accuracy_drop` and `confidence`: the lowest mean cost that is certified. With this probability over the
-      draw of the calibration images, early exit loses at most that much accuracy on images like them.
-    - `max_accuracy_drop` and `guarantee="expectation"`: the lowest mean cost for which it loses at most that much on
-      average over calibration images and others like them. Fewer images carry it, and it says less: one set of
-      calibration images may lead to a larger drop.
-    - `max_disagreement` in place of `max_accuracy_drop`: that early exit gives another label than the last exit to at
-      most this share of images. It needs no labels, and it implies the same bound on the accuracy drop, since an
-      image that is harmed is given another label.
-
-    Args:
-        max_cost: mean cost relative to the plain ViT.
-        max_accuracy_drop: share of all images, 0.01 for one point.
-        confidence: probability of the certificate.
-        bound: what a drop is tested by, with a confidence. `"harm"`, the default: how often the exit taken is wrong
-            and the last one right, by the exact binomial tail. `"difference"`: the drop itself, so that corrections
-            count too ([`most_harms`]). A disagreement has the exact binomial tail only, and `bound` stays None.
-        max_disagreement: share of all images, 0.01 for one of a hundred.
-        guarantee: `"probability"`, which a confidence implies, or `"expectation"`, which has none.
-
-    Raises:
-        ValueError: where the arguments do not fit together or a number is out of range.
-
-    Example:
-
-    ```python
-    >>> from modeling_mevit.early_exit.calibration import CalibrationTarget
-
-    >>> CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).bound
-    'harm'
-    >>> CalibrationTarget(max_disagreement=0.01, confidence=0.95).to_dict()
-    {'confidence': 0.95, 'max_disagreement': 0.01, 'guarantee': 'probability'}
-
-    ```
-    """
-
-    max_cost: float | None = None
-    max_accuracy_drop: float | None = None
-    confidence: float | None = None
-    bound: str | None = None
-    max_disagreement: float | None = None
-    guarantee: str | None = None
-
-    def __post_init__(self) -> None:
-        if [self.max_cost, self.max_accuracy_drop, self.max_disagreement].count(None) != 2:
-            raise ValueError(
-                f"a calibration target needs one of max_cost, max_accuracy_drop and max_disagreement, got "
-                f"max_cost={self.max_cost}, max_accuracy_drop={self.max_accuracy_drop} and "
-                f"max_disagreement={self.max_disagreement}."
-            )
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise ValueError(f"max_cost must be above 0 (1 is the plain ViT's cost), got {self.max_cost}.")
-        if self.guarantee not in (None, *GUARANTEES):
-            raise ValueError(f"guarantee must be one of {', '.join(map(repr, GUARANTEES))}, got {self.guarantee!r}.")
-        self._check_guarantee()
-        if self.confidence is not None:
-            object.__setattr__(self, "guarantee", "probability")
-        if self.max_cost is not None:
-            return
-        name = "max_accuracy_drop" if self.max_disagreement is None else "max_disagreement"
-        if self.guarantee is None and not 0 <= self.limit < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {self.limit}.")
-        if self.guarantee is not None and not 0 < self.limit < 1:
-            raise ValueError(f"{name} must be between 0 and 1, got {self.limit}.")
-        if self.confidence is None:
-            return
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be between 0 and 1, got {self.confidence}.")
-        if self.bound is None and self.max_accuracy_drop is not None:
-            object.__setattr__(self, "bound", BOUNDS[0])
-        if self.bound not in (None, *BOUNDS):
-            raise ValueError(f"bound must be one of {', '.join(map(repr, BOUNDS))}, got {self.bound!r}.")
-
-    def _check_guarantee(self) -> None:
-        """That confidence, guarantee and bound fit together, and to what is bounded."""
-        confidence, guarantee = self.confidence, self.guarantee
-        if self.max_cost is not None:
-            for name, given in (("confidence", confidence), ("guarantee", guarantee)):
-                if given is not None:
-                    raise ValueError(
-                        f"{name}={given!r} needs max_accuracy_drop or max_disagreement; a cost is not certified, it "
-                        f"is measured."
-                    )
-        if guarantee == "expectation" and confidence is not None:
-            raise ValueError(
-                f"guarantee='expectation' has no confidence, since it bounds an average; leave out one of both, got "
-                f"confidence={confidence}."
-            )
-        if guarantee == "probability" and confidence is None:
-            raise ValueError("guarantee='probability' needs confidence, such as 0.95, got None.")
-        if self.bound is not None and confidence is None:
-            raise ValueError(f"bound={self.bound!r} needs confidence; without it nothing is tested.")
-        if self.bound is not None and self.max_disagreement is not None:
-            raise ValueError(
-                f"bound={self.bound!r} is for max_accuracy_drop; a disagreement is tested by the exact binomial tail "
-                f"alone."
-            )
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the calibration images need labels; a disagreement needs predictions alone."""
-        return self.max_disagreement is None
-
-    @property
-    def limit(self) -> float:
-        """The share of images that may be lost: `max_accuracy_drop`, or `max_disagreement`.
-
-        Raises:
-            ValueError: where the target is a cost.
-        """
-        limit = self.max_accuracy_drop if self.max_disagreement is None else self.max_disagreement
-        if limit is None:
-            raise ValueError(f"a bound needs max_accuracy_drop or max_disagreement, got max_cost={self.max_cost}.")
-        return limit
-
-    @property
-    def certainty(self) -> str:
-        """How sure a certificate is, in words: "with probability 95%", or "on average"."""
-        return "on average" if self.confidence is None else f"with probability {100 * self.confidence:g}%"
-
-    @property
-    def claim(self) -> str:
-        """What is certified, in words, such as "a drop of at most 1.00% with probability 95%"."""
-        kind = "drop" if self.max_disagreement is None else "disagreement"
-        return f"a {kind} of at most {self.limit:.2%} {self.certainty}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -284,7 +146,7 @@ class CalibrationResult:
                 f"Certified on {found.num_samples} images, of which {found.harms} were harmed and {found.corrections} "
                 f"corrected: {target.certainty}, the true accuracy drop is at most {target.limit:.2%}."
             )
-        lost = "were harmed" if target.needs_labels else "got another label than from the last exit"
+        lost = "were harmed" if target.needs_labels else "got another label than the last exit's"
         if target.guarantee == "probability":
             return (
                 f"Certified on {found.num_samples} images, of which {found.disagreements} {lost}: {target.certainty}, "
@@ -295,7 +157,7 @@ class CalibrationResult:
             f"Certified in expectation on {found.num_samples} images, of which {self.losses[0]} {lost} under these "
             f"thresholds or more careful ones: on average over calibration sets and new images, the {share} at most "
             f"{target.limit:.2%}. Under these very thresholds it may be larger: only a confidence says how rarely. "
-            f"The average counts calibration sets that certify nothing, which lose nothing."
+            f"{WHAT_THE_AVERAGE_COUNTS}"
         )
 
     def _failure(self, failed: OperatingPoint) -> str:
@@ -342,14 +204,13 @@ def calibrate(
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where the model has one exit only, the policy is unknown, no thresholds are within a cost, all
-            images trained the model, labels are needed and there are none, or a guarantee is asked for and the split
-            trained the model or has too few images to certify anything.
+        ValueError: where the model has one exit only, the policy is unknown or not for this model, no thresholds are
+            within a cost, all images trained the model, labels are needed and there are none, or a guarantee is asked
+            for and the split trained the model or has too few images to certify anything.
     """
     config = predictor.config
     policy = policy or config.exit_policy
-    if policy not in EXIT_POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(map(repr, EXIT_POLICIES))}, got {policy!r}.")
+    _check_policy(config, policy)
     if len(config.exit_layers) < 2:
         raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
     if target.needs_labels:
@@ -413,6 +274,14 @@ def calibrate_predictions(
     else:
         chosen = cheapest_within_disagreement(tried, target.limit)
     return CalibrationResult(target, chosen if chosen.saves else None, None, data)
+
+
+def _check_policy(config: MEViTConfig, policy: str) -> None:
+    """Raises a `ValueError` where a model cannot have this policy."""
+    candidate = copy.deepcopy(config)
+    disable_early_exit(candidate)  # its thresholds may be of another one
+    candidate.exit_policy = policy
+    candidate.validate()
 
 
 def check_held_out(split: str, certifies: bool) -> None:
@@ -541,9 +410,9 @@ def control_expectation(
     """The boldest thresholds that keep a target in expectation (conformal risk control; Angelopoulos et al., 2024).
 
     An image is lost under some thresholds where it is harmed, or given another label than the last exit's, under them
-    or any more careful ones: a running maximum, which never falls along the sequence. Taken are the boldest thresholds
-    with (k + 1) / (n + 1) ≤ δ, where k of n images are lost. Over the draw of these n images and one more, that one is
-    then lost with a probability of at most δ, which is never below the expected drop under the thresholds taken.
+    or any more careful ones: a running maximum, which never falls along the sequence. The boldest thresholds with
+    (k + 1) / (n + 1) ≤ δ are taken, where k of n images are lost. Over the draw of these n images and one more, that
+    one is then lost with a probability of at most δ, which is never below the expected drop under these thresholds.
 
     Args:
         predictions: on images drawn like those to come.

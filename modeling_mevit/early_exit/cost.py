@@ -81,10 +81,10 @@ def dynamic_exit_costs(config: MEViTConfig) -> dict[int, float]:
     for place, layer in enumerate(config.exit_layers, start=1):
         prefix = copy.deepcopy(config)
         prefix.num_hidden_layers, prefix.exit_layers = layer, config.exit_layers[:place]
-        prefix.exit_policy, prefix.exit_thresholds, prefix.calibration = "uncertainty", None, None
+        prefix.exit_thresholds, prefix.calibration = None, None
         model = on_meta_device(MEViTForImageClassification, prefix)
         needed = count_macs(model)
-        if layer == config.exit_layers[-1]:
+        if layer == config.exit_layers[-1] and config.predicts_uncertainty:
             needed -= model.uncertainty.weight.shape[1]  # no image goes on from here, so no score is needed
         costs[layer] = needed / plain
     return costs

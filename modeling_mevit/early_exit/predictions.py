@@ -177,7 +177,7 @@ class PredictionCollector:
         self._scores: dict[str, list[np.ndarray]] = {}
 
     def add(self, outputs: MEViTOutput, labels: Tensor | None) -> None:
-        """Adds a batch; of images without labels, all batches are.
+        """Adds a batch; either all of them have labels or none has.
 
         Raises:
             ValueError: where a score is NaN.
@@ -188,7 +188,7 @@ class PredictionCollector:
             if policy == self.config.exit_policy:
                 scores = outputs.exit_scores.float().cpu()
             elif policy == "uncertainty" and outputs.exit_uncertainty is None:
-                continue  # an export has the score of its own policy, and logits
+                continue  # an export has the score of its own policy alone, and not every combination has one
             elif policy == "margin" and logits.shape[-1] < 2:
                 continue
             else:
@@ -224,7 +224,7 @@ def batches(dataset: Dataset, batch_size: int, num_workers: int, description: st
 
 
 def check_labels(dataset: Dataset, purpose: str) -> None:
-    """Checks that the images of a data set have labels: as it says itself, or by its first one.
+    """Checks that the images of a data set have labels: as the data set says, or by its first image.
 
     Raises:
         ValueError: where they have none.

@@ -384,9 +384,11 @@ def read_stages(directory: Path) -> list[dict[str, Any]]:
     description = _read(directory, "cascade.json")
     stages: list[dict[str, Any]] = description.get("stages")  # type: ignore[assignment]  # until it is checked
     are_objects = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
-    if "thresholds" in description or (are_objects and any("query" not in stage for stage in stages)):
+    missing = [name for name in ("query", "score") if are_objects and any(name not in stage for stage in stages)]
+    if missing or "thresholds" in description:
+        what = f", whose cascade.json lacks {' and '.join(missing)}" if missing else ""
         raise ValueError(
-            f"{directory} was exported by an older version; export the checkpoint again with `mevit export`."
+            f"{directory} was exported by an older version{what}; export the checkpoint again with `mevit export`."
         )
     _must("stages in cascade.json", are_objects and 0 < len(stages) <= MAX_EXITS, f"1 to {MAX_EXITS} objects", stages)
     layers: list[Any] = [stage.get("exit_layer") for stage in stages]

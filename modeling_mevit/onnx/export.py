@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
-from ..early_exit.calibration import CalibrationTarget, check_sample_size
+from ..early_exit.calibration import check_sample_size
+from ..early_exit.calibration_target import CalibrationTarget
 from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
@@ -124,7 +125,7 @@ def export(
                     "export it without early exit."
                 )
         if quantization and config.calibration:
-            target = CalibrationTarget(**config.calibration["target"])
+            target = CalibrationTarget.from_dict(config.calibration["target"])
             check_sample_size(len(quantization.calibration), target)  # type: ignore[arg-type]
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty.")

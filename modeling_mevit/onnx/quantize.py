@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ..configuration_mevit import MEViTConfig
-from ..early_exit.calibration import CalibrationResult, CalibrationTarget, calibrate, disable_early_exit
+from ..early_exit.calibration import CalibrationResult, calibrate, disable_early_exit
+from ..early_exit.calibration_target import CalibrationTarget
 from ..early_exit.predictions import batches, check_labels
 from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
 from .graphs import GraphFile, cascade_stages
@@ -168,7 +169,7 @@ def lower_precision(
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
         cascade = MEViTCascade(_unfinished_cascade(directory, config), config)
-        target = CalibrationTarget(**config.calibration["target"])
+        target = CalibrationTarget.from_dict(config.calibration["target"])
         alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
         result = calibrate(cascade, dataset, target, batch_size=alone)
         result.apply_to(config)
@@ -274,18 +275,16 @@ def _feeds(
         return
     cascade = _unfinished_cascade(directory, config)
     states = images
-    sums = [np.zeros((1, config.num_labels), dtype=np.float32)] * len(images)  # log-probabilities of exits passed
+    # of log-probabilities, where exits are combined: only heads read it, which stay in float32, so no range needs it
+    no_sum = np.zeros((1, config.num_labels), dtype=np.float32)
     for stage_file, query_file, (stage, query) in zip(stages, queries, cascade.stages, strict=True):
         yield stage_file, [stage_inputs(stage, state) for state in states]
         handed_on = [run_stage(stage, state) for state in states]
         feeds = [
-            tuple(query_inputs(query, tokens, queries, passed) for queries in (CLS, PATCHES))
-            for tokens, passed in zip(handed_on, sums, strict=True)
+            tuple(query_inputs(query, tokens, queries, no_sum) for queries in (CLS, PATCHES)) for tokens in handed_on
         ]
         yield query_file, [feed for pair in feeds for feed in pair]
-        answers = [[run(query, feed) for feed in pair] for pair in feeds]
-        states = [np.concatenate([answer["outputs"] for answer in pair], axis=1) for pair in answers]
-        sums = [cls.get("log_probability_sum", passed) for (cls, _), passed in zip(answers, sums, strict=True)]
+        states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
 
 
 def _unfinished_cascade(directory: Path, config: MEViTConfig) -> Cascade:

@@ -4,8 +4,8 @@
 
 `config.json` tells the exits and how early exit was calibrated, `metrics.json` of `training/train.py` the training and
 its results, `evaluation.json` of `mevit evaluate` what early exit gave on other images. Each section of
-`model_card.md` is kept where there is something to fill it with. Nothing in a card is a fact of its own, so it is
-rendered again whenever one of these files changes.
+`model_card.md` is kept where there is something to fill it with; what was measured with exits combined otherwise is
+left out. Nothing in a card is a fact of its own, so it is rendered again whenever one of these files changes.
 """
 
 import json
@@ -22,8 +22,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from safetensors import safe_open
 
 from ..atomic import write_text
-from ..configuration_mevit import MEViTConfig, is_certified
+from ..configuration_mevit import MEViTConfig
 from ..data.identity import UNLABELLED
+from ..early_exit.calibration_target import WHAT_THE_AVERAGE_COUNTS, CalibrationTarget
 from ..early_exit.predictions import OperatingPoint
 from ..modeling_mevit import weights_digest
 from .tables import combination_sentence, early_exit_sentence, markdown_table, measured_splits, results_table
@@ -86,13 +87,20 @@ def render_card(directory: str | PathLike[str]) -> str:
         "license": _license(metrics),
         "combination": f" {combination_sentence(config.exit_combination)}".rstrip(),
     }
-    values["metadata"] = _metadata(values["model_name"], metrics).to_yaml().strip()
+    is_of_this_model = metrics.get("exit_combination", "none") == config.exit_combination  # older ones do not tell
+    exits = metrics.get("exits", []) if is_of_this_model else []
+    values["metadata"] = _metadata(values["model_name"], metrics, exits).to_yaml().strip()
     absent = set()
-    if metrics:
+    if exits:
         curve = _figure(directory / "training_curve.png", "Training loss and validation accuracy")
-        values |= {"results": results_table(metrics["exits"]), "training_curve": curve, **_training(metrics)}
+        values |= {"results": results_table(exits), "training_curve": curve}
     else:
-        absent |= {"## Results", "## Training"}
+        absent.add("## Results")
+        values["training_curve"] = ""
+    if metrics:
+        values |= _training(metrics)
+    else:
+        absent.add("## Training")
     calibration = _calibration(config, directory)
     if calibration:
         values |= _early_exit(calibration, config.exit_layers)
@@ -110,16 +118,16 @@ def render_card(directory: str | PathLike[str]) -> str:
     return re.sub(r"\n{3,}", "\n\n", text)  # where a figure is missing
 
 
-def _metadata(model_name: str, metrics: dict[str, Any]) -> ModelCardData:
-    """What the Hub lists and searches; it links the names that are on the Hub."""
+def _metadata(model_name: str, metrics: dict[str, Any], exits: list[dict[str, Any]]) -> ModelCardData:
+    """What the Hub lists and searches, with the results of the exits; it links the names that are on the Hub."""
     published = metrics.get("card", {})
     dataset, base_model = metrics.get("dataset", ""), _base_model(metrics)
     # a Hub id has an owner, a local folder's public name has none
     dataset_on_hub = published.get("dataset_on_hub", "/" in dataset)
     base_model_on_hub = published.get("base_model_on_hub", "/" in (base_model or ""))
     results = []
-    if metrics:
-        split = measured_splits(metrics["exits"])[-1]
+    if exits:
+        split = measured_splits(exits)[-1]
         results = [
             EvalResult(
                 task_type="image-classification",
@@ -130,7 +138,7 @@ def _metadata(model_name: str, metrics: dict[str, Any]) -> ModelCardData:
                 metric_name=f"Accuracy of exit {row['exit']}",
                 metric_value=round(row[f"{split}_accuracy"], 4),
             )
-            for row in metrics["exits"]
+            for row in exits
         ]
     return ModelCardData(
         license=published.get("license"),
@@ -199,7 +207,8 @@ def _tensors(files: Iterable[Path], dtype: torch.dtype) -> Iterator[tuple[str, t
 
 def _early_exit(calibration: dict[str, Any], exit_layers: list[int]) -> dict[str, Any]:
     """How the thresholds were chosen, and what is promised of them."""
-    target, point, data = (calibration[key] for key in ("target", "operating_point", "data"))
+    target = CalibrationTarget.from_dict(calibration["target"])
+    point, data = calibration["operating_point"], calibration["data"]
     made_for = calibration.get("made_for") or {}
     rows = zip(exit_layers, point["thresholds"], strict=False)  # the last exit has none
     hashed = "content" if data and data["split"] == UNLABELLED else "content and labels"
@@ -227,25 +236,24 @@ def _chosen(point: dict[str, Any], images: str) -> str:
             f"Early exit was wrong where the last exit is right on {point['harms']} of these images, and right where "
             f"it is wrong on {point['corrections']}."
         )
-    if "disagreements" in point:  # which operating points of before lack
+    if "disagreements" in point:  # which older operating points lack
         lines.append(f"It gave another label than the last exit to {point['disagreements']} of these images.")
     return "\n".join(lines)
 
 
-def _target(target: dict[str, Any], dtype: str | None) -> str:
+def _target(target: CalibrationTarget, dtype: str | None) -> str:
     """What the thresholds were chosen for, and whether it is promised for other images: of these weights in a
     precision, or of weights that the calibration does not tell, where `dtype` is None."""
-    drop, disagreement = target.get("max_accuracy_drop"), target.get("max_disagreement")
-    if drop is None and disagreement is None:
+    if target.max_cost is not None:
         return (
-            f"They give the best accuracy within a mean cost of {target['max_cost']:.3g} on the calibration images. "
+            f"They give the best accuracy within a mean cost of {target.max_cost:.3g} on the calibration images. "
             "Nothing is promised for others."
         )
-    if disagreement is None:
-        keeps = f"loses at most {drop:.2%} in accuracy against the last exit on"
+    if target.needs_labels:
+        keeps = f"loses at most {target.limit:.2%} in accuracy against the last exit on"
     else:
-        keeps = f"gives another label than the last exit to at most {disagreement:.2%} of"
-    if not is_certified({"target": target}):
+        keeps = f"gives another label than the last exit to at most {target.limit:.2%} of"
+    if target.guarantee is None:
         return (
             f"They give the lowest cost at which early exit {keeps} the calibration images. Nothing is promised for "
             "others."
@@ -255,15 +263,12 @@ def _target(target: dict[str, Any], dtype: str | None) -> str:
             f"It was certified that early exit {keeps} images like those, but the calibration does not say for which "
             "weights. Nothing is promised until it is run again."
         )
-    how = "on average" if target.get("confidence") is None else f"with probability {100 * target['confidence']:g}%"
-    bound = f" ({target['bound']} bound)" if target.get("bound") else ""
-    counts = (
-        " The average counts sets of images that certify nothing, which lose nothing." if how == "on average" else ""
-    )
+    bound = f" ({target.bound} bound)" if target.bound else ""
+    counts = f" {WHAT_THE_AVERAGE_COUNTS}" if target.guarantee == "expectation" else ""
     return (
-        f"Certified: {how} over the draw of the calibration images, early exit {keeps} images like those{bound}, if "
-        f"those images neither trained the model nor chose its recipe. This holds for these weights in "
-        f"{dtype}.{counts}"
+        f"Certified: {target.certainty} over the draw of the calibration images, early exit {keeps} images like "
+        f"those{bound}, if those images neither trained the model nor chose its recipe. This holds for these weights "
+        f"in {dtype}.{counts}"
     )
 
 

@@ -112,7 +112,7 @@ def early_exit_sentence(run: dict[str, Any]) -> str:
 
 
 def _disagreement(point: dict[str, Any]) -> str:
-    """How often the exit taken gives another label than the last one, which operating points of before lack."""
+    """How often the exit taken gives another label than the last one, which older operating points lack."""
     if "disagreements" not in point:
         return ""
     return f", disagreement {point['disagreements'] / point['num_samples']:.1%}"

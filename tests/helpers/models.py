@@ -24,10 +24,12 @@ TINY: dict[str, Any] = {
 def tiny_model(seed: int = 0, **settings: Any) -> MEViTForImageClassification:
     """A tiny model whose exits disagree: weights are ten times larger than the initial ones.
 
-    Its predictor reads logits, which vary most.
+    Its predictor reads logits, which vary most, or probabilities where exits are combined.
     """
     torch.manual_seed(seed)
-    model = MEViTForImageClassification(MEViTConfig(**{**TINY, "uncertainty_input": "logits", **settings})).eval()
+    uncertainty_input = "logits" if settings.get("exit_combination", "none") == "none" else "probabilities"
+    settings = {**TINY, "uncertainty_input": uncertainty_input, **settings}
+    model = MEViTForImageClassification(MEViTConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(seed)  # initial weights take other numbers in other versions of torch
     with torch.no_grad():
         for parameter in model.parameters():

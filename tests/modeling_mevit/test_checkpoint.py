@@ -260,3 +260,16 @@ def test_an_export_is_of_a_checkpoint_whose_exits_are_combined_alike(tmp_path):
     config.exit_combination = "mean"
     with pytest.raises(ValueError, match="must be of the checkpoint as it is calibrated now; export it again"):
         check_export_of(config, tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{"max_disagreement": 0.02}, {"max_accuracy_drop": 0.02, "bound": "harm"}])
+def test_an_export_has_the_target_of_an_older_checkpoint_that_leaves_out_what_a_confidence_implies(tmp_path, fields):
+    config = MEViTConfig(**TINY, exit_thresholds=0.5, early_exit=True)
+    config.calibration = {"target": {**fields, "confidence": 0.95, "guarantee": "probability"}}
+    config.save_pretrained(tmp_path)
+    (tmp_path / "cascade.json").write_text("{}")
+    config.calibration = {"target": {**fields, "confidence": 0.95}}
+    check_export_of(config, tmp_path)
+    config.calibration = {"target": {**fields, "confidence": 0.9}}
+    with pytest.raises(ValueError, match="must be of the checkpoint as it is calibrated now; export it again"):
+        check_export_of(config, tmp_path)

@@ -28,7 +28,7 @@ SETTINGS = {
     "confidence": {"exit_policy": "confidence"},
     "patience": {"exit_policy": "patience"},
     "mean": {"exit_combination": "mean"},
-    "mean of probabilities": {"exit_combination": "mean", "uncertainty_input": "probabilities"},
+    "mean of logits": {"exit_combination": "mean", "uncertainty_input": "logits", "exit_policy": "margin"},
     "first and last": {"exit_layers": [1, 4]},
     "one exit": {"exit_layers": [4]},
 }

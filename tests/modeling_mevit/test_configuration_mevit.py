@@ -65,7 +65,10 @@ def test_survives_saving(tmp_path):
         "exit_combination": "mean",
         "exit_thresholds": [0.25],
         "early_exit": True,
-        "calibration": {"operating_point": {"policy": "patience", "thresholds": [0.25]}},
+        "calibration": {
+            "operating_point": {"policy": "patience", "thresholds": [0.25]},
+            "made_for": {"exit_combination": "mean"},
+        },
         "training_images": "AAECAwQFCgsMDQ4P",
         "image_size": [32, 48],
         "id2label": {0: "A320", 1: "A321"},
@@ -111,6 +114,11 @@ def test_exit_layers_that_allow_no_model_are_refused(exit_layers):
         ({"exit_policy": "luck"}, "exit_policy must be one of 'uncertainty', .*'patience'; got 'luck'"),
         ({"exit_combination": "sum"}, "exit_combination must be one of 'none', 'mean'; got 'sum'"),
         ({"exit_combination": None}, "exit_combination must be one of 'none', 'mean'; got None"),
+        (
+            {"exit_combination": "mean", "uncertainty_input": "logits"},
+            "exit_policy='uncertainty' needs exit_combination='none' or uncertainty_input='probabilities', .*; got "
+            "exit_combination='mean' and uncertainty_input='logits'",
+        ),
         ({"exit_policy": "margin", "num_labels": 1}, "exit_policy='margin' needs at least 2 labels, got num_labels=1"),
         ({"image_size": 100}, "image_size must be a positive multiple of patch_size=16, got 100"),
         ({"image_size": [224, 100]}, r"image_size must be .* got \[224, 100\]"),
@@ -322,7 +330,7 @@ def test_the_default_architecture_is_bound_too(tmp_path):
 @pytest.mark.parametrize(
     ("target", "certified"),
     [
-        ({"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}, True),  # of before there was `guarantee`
+        ({"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}, True),  # older than `guarantee`
         ({"max_accuracy_drop": 0.01, "max_cost": None, "confidence": None, "bound": None}, False),
         ({"max_disagreement": 0.01, "confidence": 0.95, "guarantee": "probability"}, True),
         ({"max_disagreement": 0.01, "guarantee": "expectation"}, True),
@@ -428,6 +436,21 @@ def test_a_certificate_is_bound_to_how_exits_are_combined(tmp_path):
     config.exit_combination = "none"
     assert config.calibration_mismatches() == ["exit_combination is 'none', not 'mean'"]
     assert not MEViTConfig(**TINY, exit_combination="mean").calibration_mismatches()  # nothing was calibrated
+
+
+def test_thresholds_that_promise_nothing_are_of_a_combination_too(tmp_path):
+    config = certified_config()
+    config.calibration["target"] = {"max_cost": 0.7}
+    config.save_pretrained(tmp_path)
+    message = "exit_thresholds were chosen for exit_combination='none', got 'mean', .*; `mevit calibrate` chooses them"
+    with pytest.warns(UserWarning, match=message):
+        switched = MEViTConfig.from_pretrained(tmp_path, exit_combination="mean")
+    switched.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=message):
+        MEViTConfig.from_pretrained(tmp_path)
+    edit_file(tmp_path, exit_thresholds=0.75)  # others than those that were calibrated
+    with warnings.catch_warnings(action="error"):
+        MEViTConfig.from_pretrained(tmp_path)
 
 
 def test_the_combination_is_no_part_of_the_architecture(tmp_path):

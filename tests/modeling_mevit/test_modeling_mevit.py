@@ -461,7 +461,8 @@ def test_attentions_of_two_threads_are_not_mixed():
 @pytest.mark.parametrize("policy", EXIT_POLICIES)
 @torch.no_grad()
 def test_predictions_and_scores_are_those_of_the_combination(pixel_values, labels, policy):
-    model, alone = (tiny_model(exit_policy=policy, exit_combination=name) for name in ("mean", "none"))
+    settings = {"exit_policy": policy, "uncertainty_input": "probabilities"}
+    model, alone = (tiny_model(exit_combination=name, **settings) for name in ("mean", "none"))
     outputs, raw = model(pixel_values), alone(pixel_values)
     assert outputs.exit_logits.equal(raw.exit_logits)
     combined = combine_exits("mean", raw.exit_logits)
@@ -501,7 +502,7 @@ def test_the_plain_vit_is_that_of_the_last_exit_however_exits_are_combined(tmp_p
     torch.testing.assert_close(model(pixel_values).exit_logits[:, -1], expected, atol=1e-5, rtol=0)
     assert not hasattr(plain.config, "exit_combination")
     # a trained model is switched while it is loaded
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(uncertainty_input="probabilities").save_pretrained(tmp_path)
     switched = MEViTForImageClassification.from_pretrained(tmp_path, exit_combination="mean")
     torch.testing.assert_close(switched(pixel_values).logits, model(pixel_values).logits)
     switched.save_pretrained(tmp_path)
@@ -509,12 +510,35 @@ def test_the_plain_vit_is_that_of_the_last_exit_however_exits_are_combined(tmp_p
     torch.testing.assert_close(loaded(pixel_values).logits, model(pixel_values).logits)
 
 
+@torch.no_grad()
+def test_a_predictor_of_logits_does_not_read_combinations(tmp_path, pixel_values, labels):
+    message = (
+        "exit_policy='uncertainty' needs exit_combination='none' or uncertainty_input='probabilities', .*; got "
+        "exit_combination='mean' and uncertainty_input='logits'"
+    )
+    model, alone = (
+        tiny_model(exit_policy="margin", uncertainty_input="logits", exit_combination=name)
+        for name in ("mean", "none")
+    )
+    outputs = model(pixel_values, labels)
+    assert outputs.exit_uncertainty is None and outputs.exit_scores.shape == (6, 3)
+    raw = alone(pixel_values, labels)
+    assert outputs.loss.equal(raw.loss) and raw.exit_uncertainty is not None
+    model, alone = model.train(), alone.train()
+    assert model(pixel_values).exit_uncertainty.equal(alone(pixel_values).exit_uncertainty)
+    tiny_model(uncertainty_input="logits").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        MEViTForImageClassification.from_pretrained(tmp_path, exit_combination="mean")
+
+
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 @torch.no_grad()
 def test_exits_are_combined_in_float32_whatever_the_precision(pixel_values, labels, kind):
-    model = tiny_model(exit_combination="mean", uncertainty_input=kind).to(torch.bfloat16)
+    model = tiny_model(exit_policy="margin", exit_combination="mean", uncertainty_input=kind).to(torch.bfloat16)
     outputs = model(pixel_values, labels)
     assert outputs.exit_logits.dtype == torch.bfloat16 and outputs.logits.dtype == torch.float32
+    empty = model(pixel_values[:0], early_exit=True, exit_thresholds=0.5)
+    assert empty.logits.dtype == torch.float32 and empty.logits.shape == (0, 5)
     assert outputs.loss.isfinite() and outputs.exit_scores.dtype == torch.float32
     early = model(pixel_values, early_exit=True, exit_thresholds=-1.0)
     torch.testing.assert_close(early.logits, outputs.logits, atol=0.05, rtol=0)

@@ -110,8 +110,8 @@ try:
 except SystemExit as stopped:
     print(stopped.code)
 """
-    out = run(WITHOUT.format(hidden=["scipy"]) + code)
-    assert out == "mevit: error: CalibrationTarget needs scipy, which is not installed: pip install 'mevit[data]'\n"
+    out = run(WITHOUT.format(hidden=["scipy", "sklearn"]) + code)  # the latter needs the former
+    assert out == "mevit: error: calibrate needs scipy, which is not installed: pip install 'mevit[data]'\n"
 
 
 @pytest.mark.parametrize(

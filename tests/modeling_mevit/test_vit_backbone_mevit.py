@@ -262,6 +262,17 @@ def test_a_classifier_of_other_labels_is_not_taken(fine_tuned, pixel_values, id2
     assert not model.starts_with_classifier
 
 
+@pytest.mark.parametrize("kind", ["vit", "mevit"])
+def test_placeholders_do_not_tell_that_labels_are_the_same(tmp_path, kind):
+    own = tiny_model(num_labels=3, exit_layers=[4])  # LABEL_0, LABEL_1, LABEL_2
+    (own if kind == "mevit" else own.to_vit()).save_pretrained(tmp_path)
+    assert from_vit(tmp_path).starts_with_classifier
+    for settings in ({"num_labels": 3}, {"id2label": own.config.id2label}):
+        model = from_vit(tmp_path, **settings)
+        assert not model.starts_with_classifier
+        assert model.exits["4"].classifier.weight.std() < 0.03 < own.exits["4"].classifier.weight.std()  # new
+
+
 def test_a_vit_without_a_classifier_starts_with_a_new_one(tmp_path, pixel_values):
     own = own_model("vit")
     own.vit.save_pretrained(tmp_path)

@@ -78,6 +78,7 @@ def test_metrics_are_of_every_exit(finished):
     assert metrics["recipe"]["learning_rate"] == 0.003
     assert metrics["recipe"]["model_config"] == SHAPE
     assert metrics["dataset"] == "colours"
+    assert metrics["exit_combination"] == "none"
     assert metrics["card"] == {
         "model_name": "colours-mevit",
         "license": None,
@@ -296,7 +297,8 @@ def test_a_finished_run_gets_what_it_lacks(finished, run_again, missing):
     after = contents(output)
     assert after.keys() == before.keys()
     rewritten = {name for name in before if before[name] != after[name]}
-    assert rewritten <= {missing, "training_args.bin"} - {"model.safetensors"}
+    rendered = {"README.md"} if missing == "metrics.json" else set()  # it told how long the training took
+    assert rewritten <= {missing, "training_args.bin", *rendered} - {"model.safetensors"}
 
 
 @pytest.mark.slow
@@ -330,6 +332,23 @@ def test_a_calibration_outlives_the_same_command(run_again, folder, monkeypatch)
     (output / "README.md").unlink()
     again()
     assert contents(output) == before
+
+
+@pytest.mark.slow
+def test_exits_are_measured_as_the_saved_model_combines_them(finished, run_again):
+    output, again = run_again
+    config = json.loads((output / "config.json").read_text())
+    (output / "config.json").write_text(json.dumps({**config, "exit_combination": "mean"}))
+    again("--license", "mit")  # which renders the card anew
+    card = ModelCard.load(output / "README.md")
+    assert card.data.eval_results is None and "## Results" not in card.text
+    (output / "metrics.json").unlink()
+    metrics = again()
+    assert metrics["exit_combination"] == "mean"
+    for row, alone in zip(metrics["exits"][1:], finished[1]["exits"][1:], strict=True):
+        assert row["cost"] > alone["cost"] and row["parameters"] > alone["parameters"]  # of the heads passed
+    card = ModelCard.load(output / "README.md")
+    assert len(card.data.eval_results) == 3 and "## Results" in card.text
 
 
 @pytest.mark.slow
@@ -607,7 +626,7 @@ def test_transfg_trains_with_the_same_script_and_resumes(folder, tmp_path):
     assert row["test_accuracy"] > 0.6
     assert row["cost"] > 1
     assert "num_random_exits" not in metrics["recipe"]
-    assert metrics["recipe"]["architecture"] == "transfg"
+    assert metrics["recipe"]["architecture"] == "transfg" and "exit_combination" not in metrics
     assert (tmp_path / "whole" / "README.md").is_file()
 
     shutil.copytree(tmp_path / "whole" / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")

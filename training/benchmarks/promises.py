@@ -10,7 +10,7 @@ known. Thresholds are tested in turn, as `fixed_sequence_test` does. Violations:
 whose true drop is above the allowed one; 5 % are promised. Saved: the mean share of images that leave early, times the
 share of the cost that the early exit saves.
 
-Besides the two bounds there is `betting`, the difference bound of before: the mean capital of gamblers with constant
+Besides the two bounds there is `betting`, the earlier difference bound: the mean capital of gamblers with constant
 stakes (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", 2024).
 
 The allowed drop is also what may be allowed of a disagreement, which here is a harm or a correction: certified at a

@@ -556,6 +556,26 @@ def test_a_folder_of_images_is_unlabelled(tmp_path):
         load_splits(tmp_path / "phone")
 
 
+def test_folders_without_images_are_no_classes(tmp_path):
+    write_image(tmp_path / "a.png")
+    (tmp_path / "exported" / "empty").mkdir(parents=True)
+    (tmp_path / "exported" / "notes.txt").write_text("no image")
+    write_image(tmp_path / "exported" / ".thumbnails" / "a.png")
+    assert data.default_split(tmp_path, "test") == "unlabelled"
+    assert len(load_split(tmp_path, "unlabelled")) == 1
+    write_image(tmp_path / "exported" / "empty" / "b.png")
+    assert data.default_split(tmp_path, "test") == "test"
+
+
+@pytest.mark.parametrize("half", ["first", "second"])
+def test_halves_without_labels_need_two_images(tmp_path, half):
+    write_image(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=f"half='{half}' needs at least 2 images, and .* has 1"):
+        load_split(tmp_path, "unlabelled", half=half)
+    write_image(tmp_path / "1.png")
+    assert len(load_split(tmp_path, "unlabelled", half=half)) == 1
+
+
 def test_halves_without_labels_are_fixed_and_share_no_image(tmp_path):
     for number in range(7):
         write_image(tmp_path / f"{number}.png", noise(8, 8, seed=number))

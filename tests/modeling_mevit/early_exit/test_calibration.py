@@ -15,7 +15,6 @@ from modeling_mevit import MEViTConfig
 from modeling_mevit.data.identity import encode_digests
 from modeling_mevit.early_exit.calibration import (
     CalibrationResult,
-    CalibrationTarget,
     best_within_cost,
     calibrate,
     calibrate_predictions,
@@ -30,6 +29,7 @@ from modeling_mevit.early_exit.calibration import (
     shared_thresholds,
     threshold_grid,
 )
+from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.early_exit.evaluation import count_calibration_images
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
 from tests.helpers.datasets import RandomImages
@@ -272,72 +272,6 @@ def test_nothing_is_certified_where_early_exits_harm():
         fixed_sequence_test(exits, "confidence", [[0.5, 0.5]], CalibrationTarget(max_cost=0.5))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "one of max_cost, max_accuracy_drop and max_disagreement, got max_cost=None, max_accuracy_drop=None and"),
-        ({"max_cost": 0.5, "max_accuracy_drop": 0.1}, "got max_cost=0.5, max_accuracy_drop=0.1 and"),
-        ({"max_accuracy_drop": 0.1, "max_disagreement": 0.2}, "max_accuracy_drop=0.1 and max_disagreement=0.2"),
-        ({"max_cost": 0.0}, r"max_cost must be above 0 \(1 is the plain ViT's cost\), got 0.0"),
-        ({"max_cost": 0.5, "confidence": 0.9}, "confidence=0.9 needs max_accuracy_drop or max_disagreement"),
-        ({"max_cost": 0.5, "guarantee": "expectation"}, "guarantee='expectation' needs max_accuracy_drop or"),
-        ({"max_accuracy_drop": 0.1, "bound": "harm"}, "bound='harm' needs confidence"),
-        ({"max_accuracy_drop": 1.0}, "max_accuracy_drop must be at least 0 and below 1, got 1.0"),
-        ({"max_accuracy_drop": 0.0, "confidence": 0.9}, "max_accuracy_drop must be between 0 and 1, got 0.0"),
-        ({"max_accuracy_drop": 0.1, "confidence": 1.0}, "confidence must be between 0 and 1, got 1.0"),
-        ({"max_disagreement": 1.0}, "max_disagreement must be at least 0 and below 1, got 1.0"),
-        ({"max_disagreement": 0.0, "confidence": 0.9}, "max_disagreement must be between 0 and 1, got 0.0"),
-        (
-            {"max_disagreement": 0.1, "confidence": 0.9, "bound": "harm"},
-            "bound='harm' is for max_accuracy_drop; a disagreement is tested by the exact binomial tail alone",
-        ),
-        ({"max_accuracy_drop": 0.0, "guarantee": "expectation"}, "max_accuracy_drop must be between 0 and 1, got 0.0"),
-        (
-            {"max_accuracy_drop": 0.1, "guarantee": "expectation", "confidence": 0.9},
-            "guarantee='expectation' has no confidence, .* got confidence=0.9",
-        ),
-        ({"max_accuracy_drop": 0.1, "guarantee": "expectation", "bound": "harm"}, "bound='harm' needs confidence"),
-        ({"max_accuracy_drop": 0.1, "guarantee": "probability"}, "guarantee='probability' needs confidence"),
-        (
-            {"max_accuracy_drop": 0.1, "guarantee": "hope"},
-            "guarantee must be one of 'probability', 'expectation', got 'hope'",
-        ),
-        (
-            {"max_accuracy_drop": 0.1, "confidence": 0.9, "bound": "hoeffding"},
-            "bound must be one of 'harm', 'difference', got 'hoeffding'",
-        ),
-    ],
-)
-def test_targets_check_themselves(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        CalibrationTarget(**arguments)
-
-
-def test_a_target_tells_what_is_set():
-    assert CalibrationTarget(max_cost=0.5).to_dict() == {"max_cost": 0.5}
-    assert CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).to_dict() == {
-        "max_accuracy_drop": 0.01,
-        "confidence": 0.95,
-        "bound": "harm",
-        "guarantee": "probability",
-    }
-
-
-@pytest.mark.parametrize(
-    "stored",
-    [
-        {"max_cost": 0.5},
-        {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"},  # of before there were guarantees to choose
-        {"max_disagreement": 0.01, "confidence": 0.95},
-        {"max_disagreement": 0.01, "guarantee": "expectation"},
-    ],
-)
-def test_a_target_comes_back_from_a_config(stored):
-    target = CalibrationTarget(**stored)
-    assert target.to_dict().items() >= stored.items() and CalibrationTarget(**target.to_dict()) == target
-    assert target.guarantee == ("probability" if "confidence" in stored else stored.get("guarantee"))
-
-
 def test_the_grid_is_fine_where_uncertainty_lies():
     thresholds = [one[0] for one in threshold_grid("uncertainty", 3, num_labels=2)]
     assert thresholds == sorted(thresholds) and thresholds[-1] == 1
@@ -466,8 +400,11 @@ def test_copies_count_once_and_training_images_never():
 
 def test_calls_that_cannot_work_are_named():
     certificate = CalibrationTarget(max_accuracy_drop=0.1, confidence=0.9)
-    with pytest.raises(ValueError, match="policy must be one of 'uncertainty', .*, got 'luck'"):
+    with pytest.raises(ValueError, match="exit_policy must be one of 'uncertainty', .*; got 'luck'"):
         calibrate(tiny_model(), RandomImages(), certificate, policy="luck")
+    combined = tiny_model(exit_policy="margin", exit_combination="mean", uncertainty_input="logits")
+    with pytest.raises(ValueError, match="exit_policy='uncertainty' needs exit_combination='none' or"):
+        calibrate(combined, NeverRead(30), certificate, policy="uncertainty")
     with pytest.raises(ValueError, match="needs at least two exits; the model has one, on layer 4"):
         calibrate(tiny_model(exit_layers=[4]), RandomImages(), certificate)
     with pytest.raises(ValueError, match="the split 'train' has images that trained the model"):

@@ -10,7 +10,8 @@ import torch
 from modeling_mevit.data.identity import encode_digests, fingerprint
 from modeling_mevit.data.image_dataset import DataSource, ImageClassificationDataset
 from modeling_mevit.data.image_processing import image_processor_for
-from modeling_mevit.early_exit.calibration import CalibrationTarget, calibrate
+from modeling_mevit.early_exit.calibration import calibrate
+from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.early_exit.cost import static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes, classifier_accuracy, evaluate
 from modeling_mevit.early_exit.metrics import auroc_per_exit
@@ -107,7 +108,7 @@ def test_images_that_chose_the_thresholds_are_refused():
     assert evaluation.calibration_images == 2
     assert evaluation.data["name"] == "photos" and "image_digests" not in evaluation.data
     assert evaluate(model, KnownImages(first=6)).calibration_images == 0
-    # a calibration of before digests were kept knows the whole set alone
+    # a calibration from before digests were kept knows the whole set alone
     del model.config.calibration["data"]["image_digests"]
     with pytest.raises(ValueError, match="6 of these 6 images chose the thresholds"):
         evaluate(model, seen)

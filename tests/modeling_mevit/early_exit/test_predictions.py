@@ -78,6 +78,12 @@ def test_predictions_are_those_of_the_model(combination, policy):
     assert predictions.costs.tolist() == list(dynamic_exit_costs(model.config).values())
 
 
+@torch.no_grad()
+def test_a_predictor_of_logits_scores_no_combination():
+    model = tiny_model(exit_policy="margin", exit_combination="mean", uncertainty_input="logits")
+    assert set(predict_exits(model, RandomImages(3)).scores) == {*EXIT_POLICIES} - {"uncertainty"}
+
+
 def test_predicts_images_without_labels():
     model, images = tiny_model(), RandomImages(7)
     unlabelled = [{"pixel_values": images.pixel_values[index]} for index in range(7)]

@@ -148,15 +148,23 @@ def test_damaged_graphs_are_named(copied):
 
 
 @pytest.mark.parametrize(
-    "description",
+    ("description", "lacks"),
     [
-        {"stages": [{"exit_layer": 2, "stage": "stage_2.onnx", "rows": "rows_2.onnx", "cost": 0.5}]},
-        {"stages": [], "policy": "margin", "thresholds": [0.5], "early_exit": True},
+        (
+            {"stages": [{"exit_layer": 2, "stage": "stage_2.onnx", "rows": "rows_2.onnx", "cost": 0.5}]},
+            ", whose cascade.json lacks query and score",
+        ),
+        (
+            {"stages": [{"exit_layer": 2, "stage": "stage_2.onnx", "query": "query_2.onnx", "cost": 0.5}]},
+            ", whose cascade.json lacks score",
+        ),
+        ({"stages": [], "policy": "margin", "thresholds": [0.5], "early_exit": True}, ""),
     ],
 )
-def test_an_export_of_an_older_version_is_refused(copied, description):
+def test_an_export_of_an_older_version_is_refused(copied, description, lacks):
     (copied / "cascade.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match="older version; export the checkpoint again with `mevit export`") as raised:
+    message = f"older version{lacks}; export the checkpoint again with `mevit export`"
+    with pytest.raises(ValueError, match=message) as raised:
         Cascade(copied)
     assert "\n" not in str(raised.value)
 
@@ -281,19 +289,31 @@ SIZE = {"height": 16, "width": 16}
         ("cascade", {"stages": None}, "stages in cascade.json must be 1 to 1000 objects, got None"),
         ("cascade", {"stages": []}, "stages in cascade.json must be 1 to 1000 objects"),
         ("cascade", {"stages": [3]}, "stages in cascade.json must be 1 to 1000 objects"),
-        ("cascade", {"stages": [{"query": "q.onnx"}] * 1001}, "stages in cascade.json must be 1 to 1000 objects"),
         (
             "cascade",
-            {"stages": [{"query": "q.onnx"}]},
+            {"stages": [{"query": "q.onnx", "score": "margin"}] * 1001},
+            "stages in cascade.json must be 1 to 1000 objects",
+        ),
+        (
+            "cascade",
+            {"stages": [{"query": "q.onnx", "score": "margin"}]},
             r"exit_layer in cascade.json must be a layer number, got \[None",
         ),
         (
             "cascade",
-            {"stages": [{"query": "q.onnx", "exit_layer": HUGE**4}]},
+            {"stages": [{"query": "q.onnx", "score": "margin", "exit_layer": HUGE**4}]},
             "exit_layer in cascade.json must be a l",
         ),
-        ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}] * 2}, "must be in ascending order"),
-        ("cascade", {"stages": [{"query": "q.onnx", "exit_layer": 2}]}, "the name of a file of .* got None"),
+        (
+            "cascade",
+            {"stages": [{"query": "q.onnx", "score": "margin", "exit_layer": 2}] * 2},
+            "must be in ascending order",
+        ),
+        (
+            "cascade",
+            {"stages": [{"query": "q.onnx", "score": "margin", "exit_layer": 2}]},
+            "the name of a file of .* got None",
+        ),
         (
             "config",
             {"image_size": "16"},

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mevit.early_exit.calibration import CalibrationResult, CalibrationTarget
+from modeling_mevit.early_exit.calibration import CalibrationResult
+from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.onnx.quantize import host_target
 
 

@@ -26,6 +26,7 @@ from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
 from modeling_mevit.onnx import quantize
 from modeling_mevit.onnx.graphs import cascade_files, exit_file
 from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
+from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 
 
@@ -215,6 +216,20 @@ def test_each_graph_gets_the_inputs_it_has_in_a_run(in_float32, model):
     np.testing.assert_allclose(np.concatenate(both), states[3].numpy(), atol=1e-4)
 
 
+def test_ranges_do_not_depend_on_the_sum_of_the_exits_passed(tmp_path, monkeypatch):
+    """Which is fed as zeros, and which the predictor, too, reads in the combination."""
+    model = tiny_model(exit_policy="uncertainty", exit_combination="mean", exit_thresholds=0.5)
+    export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True)
+    quantization = Quantization("int8", Images(model, 1, 1), Images(model, 3, 2), "avx2")
+    files, inputs, others = [], quantize.query_inputs, np.arange(5, dtype=np.float32)[None] * -10
+    for passed in ("zeros", "others"):
+        directory = shutil.copytree(tmp_path / "out", tmp_path / passed)
+        quantize.convert(directory, FILES, model.config, quantization)
+        files.append({file.name: (directory / file.name).read_bytes() for file in FILES})
+        monkeypatch.setattr(quantize, "query_inputs", lambda *given: inputs(*given[:3], others))
+    assert files[0] == files[1]
+
+
 # Thresholds
 
 
@@ -280,6 +295,12 @@ def test_thresholds_are_chosen_anew_on_labelled_images(in_float32, model, tmp_pa
     config.calibration["data"]["split"] = "unlabelled"
     with pytest.raises(ValueError, match="--split must name the images that choose the thresholds anew"):
         quantization_for(config, PROCESSOR, DataSource("photos", ""), "float16", None)
+    write_image(tmp_path / "phone" / "0.png")
+    for split in ("", "validation", "unlabelled"):
+        with pytest.raises(
+            ValueError, match="--data must have labels, .*; got .*phone, a folder of images without cl"
+        ):
+            quantization_for(model.config, PROCESSOR, DataSource(tmp_path / "phone", split), "int8", None)
     shutil.copytree(in_float32, tmp_path / "out")
     unlabelled = [{"pixel_values": pixel_values} for pixel_values in torch.randn(3, 3, 16, 16)]
     with pytest.raises(ValueError, match="a lower precision needs labels, and these 3 images have none"):

@@ -221,7 +221,7 @@ def test_another_combination_than_was_exported_is_named(exported, combined, imag
         )
         with pytest.raises(ValueError, match=message):
             Cascade(copied)
-    # exports of before do not tell
+    # older exports do not tell
     copied = shutil.copytree(exported, tmp_path / "older")
     config = json.loads((copied / "config.json").read_text())
     config.pop("exit_combination")

@@ -112,7 +112,23 @@ def test_a_card_tells_how_exits_are_combined(tmp_path):
     assert "Early exit" in headings(text) and "Early exit, measured" in headings(text)
     # what was measured or calibrated with the exits by themselves is not this model's
     assert "Early exit, measured" not in headings(render_card(checkpoint(tmp_path, evaluation=EVALUATION, **settings)))
-    assert "Early exit" not in headings(render_card(checkpoint(tmp_path, **{**settings, "calibration": CALIBRATION})))
+    checkpoint(tmp_path, **{**settings, "calibration": CALIBRATION})
+    with pytest.warns(UserWarning, match="exit_thresholds were chosen for exit_combination='none', got 'mean'"):
+        assert "Early exit" not in headings(render_card(tmp_path))
+
+
+def test_what_training_measured_is_of_the_combination_then(tmp_path):
+    """Also of metrics by older versions, which do not tell one."""
+    (tmp_path / "training_curve.png").touch()
+    combined = {**METRICS, "exit_combination": "mean"}
+    for metrics, combination in ((METRICS, "mean"), (combined, "none")):
+        text = render_card(checkpoint(tmp_path, metrics=metrics, exit_combination=combination))
+        assert headings(text) == ["org/mevit-grocery", "How to load it", "Training", "Limits", "Licence"]
+        assert "62.5%" not in text and "0.6251" not in text and "![" not in text
+        assert ModelCard(text).data.eval_results is None and "2,640 train" in text
+    text = render_card(checkpoint(tmp_path, metrics=combined, exit_combination="mean"))
+    assert "Results" in headings(text) and len(ModelCard(text).data.eval_results) == 2
+    assert "![Training loss and validation accuracy](training_curve.png)" in text
 
 
 def test_figures_are_shown_where_they_exist(tmp_path):
@@ -203,7 +219,9 @@ def test_a_calibrated_checkpoint_tells_what_is_promised(tmp_path, target, promis
     calibration = {**CALIBRATION, "target": target, "made_for": made_for}
     text = render_card(checkpoint(tmp_path, calibration=calibration))
     assert ("This holds for these weights in float32." in text) is certified
-    assert ("The average counts sets of images that certify nothing" in text) is ("expectation" in target.values())
+    assert ("The average counts calibration sets that certify nothing, which lose nothing." in text) is (
+        "expectation" in target.values()
+    )
     assert headings(text)[:3] == ["org/mevit-grocery", "Results", "Early exit"]
     assert promise in text
     assert ("Nothing is promised for others." in text) is not certified and ("Certified" in text) is certified

@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import binom
 
 import promises
-from modeling_mevit.early_exit.calibration import CalibrationTarget, control_expectation, fixed_sequence_test
+from modeling_mevit.early_exit.calibration import control_expectation, fixed_sequence_test
+from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.early_exit.predictions import ExitPredictions
 
 
