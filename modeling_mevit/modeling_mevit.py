@@ -337,8 +337,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
         left_layers: list[Tensor] = []
+        computed = self._exits_that_count(thresholds)
         for number, layer in enumerate(encoder_layers(self.vit), start=1):
-            if number not in config.exit_layers:
+            if number not in computed:
                 hidden_state = layer(hidden_state)
                 continue
 
@@ -383,6 +384,14 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         in_order = torch.cat(left).argsort()
         return MEViTOutput(logits=torch.cat(left_logits)[in_order], exit_layer=torch.cat(left_layers)[in_order])
+
+    def _exits_that_count(self, thresholds: list[float]) -> list[int]:
+        """Layers of the exits that an early-exit run has to compute: those where a sample can leave, since no score is
+        below 0; and all of them where an exit's answer depends on those before."""
+        layers, config = self.config.exit_layers, self.config
+        if config.exit_combination != "none" or config.exit_policy == "patience":
+            return layers
+        return [layer for layer, threshold in zip(layers, [*thresholds, 1.0], strict=True) if threshold > 0]
 
     def _exit_on(self, layer: int) -> MEViTExit:
         return cast(MEViTExit, self.exits[str(layer)])

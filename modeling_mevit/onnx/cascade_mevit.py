@@ -37,7 +37,7 @@ import onnxruntime
 
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
-CLS, PATCHES = slice(0, 1), slice(1, None)  # tokens
+CLS, PATCHES, TOKENS = slice(0, 1), slice(1, None), slice(None)  # tokens: the first, the others, all
 
 PLAIN_NAME = re.compile(r"\w[\w.-]*")
 MAX_EXITS = 1000
@@ -161,7 +161,7 @@ class Cascade:
         logits = np.zeros((len(pixel_values), len(self.labels)), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
         borderline = np.zeros(len(pixel_values), dtype=bool)
-        for place, (samples, answers, scores) in enumerate(self._exits(pixel_values, thresholds)):
+        for place, samples, answers, scores in self._exits(pixel_values, thresholds, self._counts(thresholds)):
             # images that go on are written again at their next exit
             logits[samples], exit_layer[samples] = answers["logits"], self.exit_layers[place]
             if place < len(thresholds):
@@ -177,22 +177,32 @@ class Cascade:
             ValueError: where images have another shape or type.
         """
         pixel_values = self._checked(pixel_values)
-        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None)))
+        every = [True] * len(self.stages)
+        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None), every))
         if not exits:  # no images
             shape = (0, len(self.exit_layers))
             return np.zeros((*shape, len(self.labels)), dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        _, answers, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
+        _, _, answers, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
         logits = [one.get("exit_logits", one["logits"]) for one in answers]
         return np.stack(logits, axis=1), np.stack(scores, axis=1)
 
+    def _counts(self, thresholds: np.ndarray) -> list[bool]:
+        """(E,): which exits a run needs: those where an image can leave, since no score is below 0; and all of them
+        where an exit's answer depends on those before."""
+        if self.config["exit_policy"] == "patience" or combines_exits(self.stages[0][1]):
+            return [True] * len(self.stages)
+        return [*(thresholds > 0).tolist(), True]
+
     def _exits(
-        self, pixel_values: np.ndarray, thresholds: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]]:
+        self, pixel_values: np.ndarray, thresholds: np.ndarray, counts: list[bool]
+    ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray], np.ndarray]]:
         """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there.
 
+        At exits that do not count, their layer is computed for all tokens at once.
+
         Yields:
-            At each exit that is reached: which images reach it (R,), what its query graph answers, such as `logits`
-            (R, L), and their scores (R,).
+            At each exit that counts and is reached: its place, which images reach it (R,), what its query graph
+            answers, such as `logits` (R, L), and their scores (R,).
         """
         state = pixel_values
         samples = np.arange(len(state))  # which images are still in the batch
@@ -202,6 +212,9 @@ class Cascade:
             return
         for place, (stage, query) in enumerate(self.stages):
             tokens = run_stage(stage, state)
+            if not counts[place]:
+                state = run(query, query_inputs(query, tokens, TOKENS, log_probabilities))["outputs"]
+                continue
             answers = run(query, query_inputs(query, tokens, CLS, log_probabilities))
             log_probabilities = answers.get("log_probability_sum", log_probabilities)
             # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
@@ -213,7 +226,7 @@ class Cascade:
                 scores = answers["score"]
             else:
                 scores = np.where(finite, _patience_score(streak, len(self.stages)), np.float32(np.nan))
-            yield samples, answers, scores
+            yield place, samples, answers, scores
             if place == len(thresholds):
                 return
 

@@ -88,7 +88,7 @@ def test_the_uncertainty_predictor_runs_for_its_policy_alone(images, policy, cal
     model = tiny_model(exit_policy=policy)
     given = []
     model.uncertainty.register_forward_hook(lambda *args: given.append(args))
-    model(images, early_exit=True, exit_thresholds=-1.0)
+    model(images, early_exit=True, exit_thresholds=1e-9)  # nobody leaves
     assert len(given) == calls
 
 
@@ -125,6 +125,42 @@ def test_later_layers_run_on_those_who_go_on_alone(images):
     stay = int((outputs.exit_layer == 4).sum())
     # layer 1; layer 2 for [CLS], then for the patches of those who stay; layer 3; layer 4 for [CLS]
     assert batches == [(24, 17), (24, 1), (stay, 16), (stay, 17), (stay, 1)] and 0 < stay < 24
+
+
+@pytest.mark.parametrize(
+    ("exit_combination", "policy", "computed"),
+    [
+        ("none", "confidence", [3, 4]),
+        ("none", "uncertainty", [3, 4]),
+        ("none", "patience", [2, 3, 4]),
+        ("mean", "confidence", [2, 3, 4]),
+    ],
+)
+@torch.no_grad()
+def test_an_exit_with_threshold_0_is_not_computed_unless_later_ones_depend_on_it(
+    images, exit_combination, policy, computed
+):
+    model = tiny_model(exit_combination=exit_combination, exit_policy=policy)
+    later = 0.4 if policy == "patience" else thirds_as_thresholds(model, images)[1]
+    called = []
+    for layer, exit in model.exits.items():
+        exit.register_forward_hook(lambda *args, layer=int(layer): called.append(layer))
+    outputs = model(images, early_exit=True, exit_thresholds=[0.0, later])
+    assert called == computed
+    logits, exit_layer = reference(model, images, [0.0, later])
+    assert set(exit_layer.tolist()) == {3, 4}
+    assert_same(outputs, logits, exit_layer)
+
+
+@torch.no_grad()
+def test_early_exit_that_nobody_takes_runs_the_layers_of_the_plain_vit(images):
+    model = tiny_model()
+    queries = []
+    for module in model.vit.modules():
+        if hasattr(module, "layernorm_after"):
+            module.layernorm_after.register_forward_hook(lambda _, args, output: queries.append(output.shape[1]))
+    model(images, early_exit=True, exit_thresholds=0.0)
+    assert queries == [17, 17, 17, 1]  # the last one for [CLS] alone
 
 
 @torch.no_grad()

@@ -117,6 +117,35 @@ def test_later_stages_run_on_the_images_that_go_on(exported, images, monkeypatch
         assert batches[id(query)] == [after[place], *after[place + 1 : place + 2]]
 
 
+def test_an_exit_where_nobody_can_leave_is_not_asked(exported, images, monkeypatch):
+    cascade = Cascade(exported)
+    logits, scores = cascade.every_exit(images.numpy())
+    queries = {}
+    run = cascade_mevit.run
+
+    def recorded(session, inputs):
+        if "hidden_queries" in inputs:
+            queries.setdefault(id(session), []).append(inputs["hidden_queries"].shape[:2])
+        return run(session, inputs)
+
+    monkeypatch.setattr(cascade_mevit, "run", recorded)
+    second = np.sort(scores[:, 1])[3:5].mean()
+    output = cascade(images.numpy(), early_exit=True, exit_thresholds=[0.0, second])
+    leaves = scores[:, 1] < second
+    assert output.exit_layer.tolist() == np.where(leaves, 3, 4).tolist() and 0 < leaves.sum() < 8
+    np.testing.assert_allclose(output.logits, np.where(leaves[:, None], logits[:, 1], logits[:, 2]), atol=1e-5)
+    num_tokens = 17
+    stay = int((~leaves).sum())
+    assert [queries[id(query)] for _, query in cascade.stages] == [
+        [(8, num_tokens)],  # all tokens at once
+        [(8, 1), (stay, num_tokens - 1)],
+        [(stay, 1)],
+    ]
+    queries.clear()
+    np.testing.assert_allclose(cascade(images.numpy(), early_exit=False).logits, logits[:, 2], atol=1e-5)
+    assert [queries[id(query)] for _, query in cascade.stages] == [[(8, num_tokens)], [(8, num_tokens)], [(8, 1)]]
+
+
 @pytest.mark.parametrize(
     ("pixel_values", "message"),
     [
