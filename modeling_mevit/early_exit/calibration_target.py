@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What thresholds are chosen for, and the words for what is certified of them. Needs no scipy, as calibration does."""
+"""What thresholds are chosen for, and the words for what is certified of them. It needs no scipy; calibration does."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
