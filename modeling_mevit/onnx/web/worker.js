@@ -7,7 +7,8 @@
 
 import { Cascade, loadFastest, rowOf, softmax } from "./cascade_mevit.js";
 
-const REPEAT_WITHIN = 500; // ms: short runs are timed three times, long ones once
+const REPEAT_WITHIN = 500; // ms: short runs are timed several times, long ones once
+const MOST_RUNS = 9;
 const MAX_THREADS = 4;
 
 /** What is loaded: the runtime once, and one cascade. */
@@ -63,7 +64,9 @@ async function load({ directory, sizes }) {
 }
 
 async function loadRuntime({ module, wasm }, progress) {
-  const ort = await import(`./ort/${module}`);
+  const ort = await import(`./ort/${module}`).catch(() => {
+    throw new Error(`ort/${module} is missing here, or there is no connection.`);
+  });
   // without the headers that isolate a page from others, browsers give no memory that threads can share
   ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(MAX_THREADS, navigator.hardwareConcurrency) : 1;
   ort.env.wasm.wasmPaths = new URL("./ort/", import.meta.url).href;
@@ -107,8 +110,9 @@ async function download(name, progress) {
 
 /** Label, probability and score of every exit of an image, and its times under some thresholds and to the end. */
 async function classify({ key, file, thresholds }) {
-  const { pixels, transparent } = await decode(file);
-  images.set(key, cascade.preprocess([pixels]));
+  if (!cascade) throw new Error("no model is loaded.");
+  const decoded = await decode(file);
+  images.set(key, cascade.preprocess([decoded.pixels]));
   const exits = [];
   for await (const { answers, scores } of cascade.exits(images.get(key), cascade.thresholds(false))) {
     const logits = rowOf(answers.logits, 0);
@@ -118,7 +122,7 @@ async function classify({ key, file, thresholds }) {
     exits.push({ label: isFinite ? best : null, probability: probabilities[best] ?? null, score: isFinite ? scores[0] : null });
   }
   if (exits.at(-1).label === null) throw new Error("the model's last exit gives no finite numbers for it.");
-  return { exits, transparent, ...(await time({ key, thresholds })) };
+  return { exits, transparent: decoded.transparent(), ...(await time({ key, thresholds })) };
 }
 
 /** Milliseconds of an image that leaves early under some thresholds, and of a run to the end, in turn; medians. */
@@ -135,7 +139,7 @@ async function time({ key, thresholds }) {
       [exitLayer] = (await cascade.run(pixelValues, options)).exitLayer;
     }));
     full.push(await timed(() => cascade.run(pixelValues, { earlyExit: false })));
-  } while (early.length < 3 && performance.now() - start < REPEAT_WITHIN);
+  } while (early.length < MOST_RUNS && performance.now() - start < REPEAT_WITHIN);
   return { early: median(early), full: median(full), exitLayer };
 }
 
@@ -169,13 +173,7 @@ async function decode(file) {
     for (let place = 3; place < data.length && !transparent; place += 4) transparent = data[place] < 255;
     return data;
   };
-  const pixels = { width, height, rows };
-  return {
-    pixels,
-    get transparent() {
-      return transparent; // known once the rows were read
-    },
-  };
+  return { pixels: { width, height, rows }, transparent: () => transparent }; // known once the rows were read
 }
 
 /** Strips, since phones limit the size of a canvas. */
