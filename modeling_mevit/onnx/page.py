@@ -89,7 +89,7 @@ class WebPage:
             "examples": examples,
             "files": {name: (directory / name).stat().st_size for name in names},
         }
-        (directory / "README.md").write_text(self._readme(), "utf-8")
+        (directory / "README.md").write_text(self.readme(), "utf-8")
         (directory / "page.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
     def _write_examples(self, directory: Path) -> list[dict[str, str]]:
@@ -104,7 +104,8 @@ class WebPage:
             written.append({"file": file, "name": name})
         return written
 
-    def _readme(self) -> str:
+    def readme(self) -> str:
+        """What `README.md` holds: the metadata that makes a directory a Space, and what is in it."""
         headers = {
             "cross-origin-embedder-policy": "require-corp",
             "cross-origin-opener-policy": "same-origin",

@@ -1,0 +1,180 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Answers and times of an exported page in headless Chromium, beside the cascade in Python, on the same image files.
+
+    python training/benchmarks/browser.py out --dataset demo [--images 200] [--output browser.json]
+
+`out` is what `mevit export --cascade --web` wrote. Every precision that it has is measured:
+
+- labels and exits that differ from the Python cascade's. Images near a threshold are counted apart, since there
+  rounding decides; so is what the two decoders of an image file make of it;
+- milliseconds of an image at batch 1, early exit and to the end, in turn, medians of up to nine runs of each; their
+  ratio over all images, and that relative to the ratio of the costs;
+- bytes that a first visit loads.
+"""
+
+import base64
+import json
+import os
+import shutil
+import sys
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from playwright.sync_api import Page, sync_playwright
+from transformers import HfArgumentParser
+
+from modeling_mevit import DataSource
+from modeling_mevit.checkpoint import load_image_processor
+from modeling_mevit.data.image_processing import read_image
+from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
+from modeling_mevit.onnx.serve import PageHandler, page_server
+from modeling_mevit.reports.environment import environment_info
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+]
+# The page's own worker, asked as the page asks it
+START = """() => {
+    const worker = new Worker("worker.js", { type: "module" });
+    const waiting = new Map();
+    worker.onmessage = ({ data }) => waiting.get(data.id)?.(data);
+    window.ask = (id, kind, given) => new Promise((resolve, reject) => {
+        waiting.set(id, ({ result, error }) => error === undefined ? resolve(result) : reject(new Error(error)));
+        worker.postMessage({ id, kind, ...given });
+    });
+}"""
+LOAD = """async (directory) => {
+    const { files } = await (await fetch("page.json")).json();
+    const { provider, threads, config } = await ask("load", "load", { directory, sizes: files });
+    const thresholds = config.early_exit ? config.exit_thresholds : null;
+    window.thresholds = typeof thresholds === "number" ? new Array(config.exit_layers.length - 1).fill(thresholds) : thresholds;
+    return { provider, threads };
+}"""
+CLASSIFY = """async ({ key, content }) => {
+    const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+    const answer = await ask(key, "classify", { key, file: new Blob([bytes]), thresholds: window.thresholds });
+    await ask(`${key} `, "forget", { key });
+    return answer;
+}"""
+
+
+@dataclass
+class BrowserBenchmarkArguments:
+    """What is measured."""
+
+    exported: str = field(metadata={"help": "What `mevit export --cascade --web` wrote."})
+    dataset: str = field(metadata={"help": "A folder of images, a Hub data set, or 'demo'."})
+    split: str = field(default="test", metadata={"help": "Its images to run on."})
+    images: int = field(default=200, metadata={"help": "How many of them, drawn at random, always the same ones."})
+    chromium: str | None = field(default=None, metadata={"help": "The browser's program; found by default."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+
+
+class CountingHandler(PageHandler):
+    """Counts the bytes of each file that it sends."""
+
+    sent: Counter = Counter()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        self.sent[self.path.partition("?")[0]] += os.fstat(source.fileno()).st_size
+        super().copyfile(source, outputfile)
+
+
+def image_files(arguments: BrowserBenchmarkArguments, directory: Path) -> list[bytes]:
+    """The contents of some image files of a data set."""
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    label2id = {name: int(number) for number, name in config["id2label"].items()}
+    rows = DataSource(arguments.dataset, arguments.split).load(label2id, load_image_processor(str(directory))).rows
+    drawn = np.random.default_rng(0).permutation(len(rows))[: arguments.images]
+    images = [rows[int(index)]["image"] for index in drawn]
+    return [image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes() for image in images]
+
+
+def measure(page: Page, exported: Path, folder: str, contents: list[bytes]) -> dict[str, Any]:
+    """One precision, in the browser and in Python."""
+    page.evaluate(START)
+    loaded = page.evaluate(LOAD, folder)
+    directory = exported / folder
+    cascade = Cascade(directory)
+    stages = read_stages(directory)
+    costs = {stage["exit_layer"]: stage["cost"] for stage in stages}
+    counts: Counter[str] = Counter()
+    answers = []
+    for number, content in enumerate(contents):
+        answer = page.evaluate(CLASSIFY, {"key": str(number), "content": base64.b64encode(content).decode()})
+        output = cascade(cascade.preprocess([read_image(content)]))
+        layer = answer["exitLayer"]
+        label = answer["exits"][cascade.exit_layers.index(layer)]["label"]
+        is_same = (label, layer) == (int(output.logits[0].argmax()), int(output.exit_layer[0]))
+        counts["borderline"] += bool(output.borderline[0])
+        counts["other_label"] += label != int(output.logits[0].argmax())
+        counts["other_exit"] += layer != int(output.exit_layer[0])
+        counts["other_but_not_borderline"] += not is_same and not output.borderline[0]
+        answers.append((layer, answer["early"], answer["full"]))
+    layers, early, full = zip(*answers, strict=True)
+    mean_cost = float(np.mean([costs[layer] for layer in layers]))
+    relative_cost = mean_cost / costs[cascade.exit_layers[-1]]
+    relative_latency = sum(early) / sum(full)
+    return {
+        **loaded,
+        "num_samples": len(contents),
+        **{
+            name: int(counts[name]) for name in ("other_label", "other_exit", "borderline", "other_but_not_borderline")
+        },
+        "exit_counts": {str(layer): layers.count(layer) for layer in cascade.exit_layers},
+        "early_exit_ms": float(np.median(early)),
+        "to_the_end_ms": float(np.median(full)),
+        "relative_latency": relative_latency,
+        "mean_cost": mean_cost,
+        "latency_over_cost": relative_latency / relative_cost,
+    }
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures and prints. Returns what the JSON holds."""
+    argv = sys.argv[1:] if argv is None else argv
+    (arguments,) = HfArgumentParser(BrowserBenchmarkArguments).parse_args_into_dataclasses(["--exported", *argv])
+    exported = Path(arguments.exported)
+    chromium = arguments.chromium or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if chromium is None:
+        raise ValueError(
+            f"--chromium must name a browser's program, since none of {', '.join(CHROMIUM)} is installed."
+        )
+    contents = image_files(arguments, exported)
+    server = page_server(exported, handler=CountingHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    precisions = {}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, headless=True, args=ARGUMENTS)
+        version = browser.version
+        for cascade in json.loads((exported / "page.json").read_text("utf-8"))["cascades"]:
+            CountingHandler.sent.clear()
+            context = browser.new_context(service_workers="block")  # a first visit, without what is kept for later
+            page = context.new_page()
+            page.goto(f"http://localhost:{server.server_port}/icon.svg")  # of the site, without a model of its own
+            measured = measure(page, exported, cascade["directory"], contents)
+            sent = dict(CountingHandler.sent)
+            measured["bytes"] = {"graphs": cascade["bytes"], "all": sum(sent.values())}
+            precisions[cascade["precision"]] = measured
+            print(f"{cascade['precision']}: {json.dumps(measured, indent=2)}", flush=True)
+            context.close()
+        browser.close()
+    server.shutdown()
+    environment = {**environment_info(), "chromium": version}
+    data = {"name": Path(arguments.dataset).name, "split": arguments.split}
+    results = {"environment": environment, "data": data, "precisions": precisions}
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    main()
