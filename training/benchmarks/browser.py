@@ -54,8 +54,7 @@ START = """() => {
 LOAD = """async (directory) => {
     const { files } = await (await fetch("page.json")).json();
     const { provider, threads, config } = await ask("load", "load", { directory, sizes: files });
-    const thresholds = config.early_exit ? config.exit_thresholds : null;
-    window.thresholds = typeof thresholds === "number" ? new Array(config.exit_layers.length - 1).fill(thresholds) : thresholds;
+    window.thresholds = config.early_exit ? config.exit_thresholds : null;
     return { provider, threads };
 }"""
 CLASSIFY = """async ({ key, content }) => {

@@ -10,6 +10,10 @@ const { Cascade, fromImageData, loadFastest, resize } = await import(
   new URL("../../../../modeling_mevit/onnx/web/cascade_mevit.js", import.meta.url)
 );
 
+const { exitTaken, grid, promiseAt, thresholdPath } = await import(
+  new URL("../../../../modeling_mevit/onnx/web/path.js", import.meta.url)
+);
+
 const TYPES = { uint8: Uint8Array, float32: Float32Array };
 
 function decoded(value) {
@@ -79,6 +83,15 @@ const functions = {
     const { logits, scores } = await cascade.everyExit(pixelValues);
     return { outputs, logits: encoded(logits), scores: encoded(scores), labels: cascade.labels };
   },
+
+  grid: ({ policy, exits, labels }) => grid(policy, exits, labels),
+
+  path: ({ config, exits, labels }) => {
+    const { stops, start, calibrated } = thresholdPath(config, exits, labels);
+    return { stops, start, calibrated, promises: stops.map((stop) => promiseAt(config, stop)) };
+  },
+
+  taken: ({ scores, stops }) => stops.map((thresholds) => scores.map((one) => exitTaken(one, { thresholds }))),
 
   /** Which provider is taken, where another one answers otherwise, or not at all, or slowly. */
   async fastest({ directory, shift, delays, fails }, ort) {
