@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, SpaceCardData
 from PIL import Image
@@ -187,16 +188,16 @@ def push_space(directory: Path, name: str) -> str:
     return space
 
 
-def keep_float32(directory: Path, files: Sequence[str]) -> Path:
+def keep_float32(directory: Path, names: Sequence[str]) -> Path:
     """Copies files of a float32 export to its folder `float32`, before their precision is lowered. Returns that."""
     kept = directory / FLOAT32
     kept.mkdir()
-    for name in files:
+    for name in names:
         shutil.copyfile(directory / name, kept / name)
     return kept
 
 
-def _describe(directory: Path, folder: str) -> dict:
+def _describe(directory: Path, folder: str) -> dict[str, Any]:
     """What page.json tells of a cascade, and its files."""
     home = directory / folder
     stages = read_stages(home)

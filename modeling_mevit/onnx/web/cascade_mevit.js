@@ -27,7 +27,7 @@ const MAX_EXITS = 1000;
 const MAX_LAYER = 10_000;
 const MAX_SIDE = 4096; // of an image that is resized or cropped, in pixels
 const MAX_JSON = 2 ** 26; // bytes
-const EXTERNAL_WEIGHTS = new TextEncoder().encode("location"); // a key in ONNX files, and nowhere else in those exported
+const EXTERNAL_WEIGHTS = new TextEncoder().encode("location"); // a key in ONNX files, nowhere else in those exported
 const CHANNELS = 3; // of an image that is read: red, green, blue
 const LARGEST = 3.4028234663852886e38; // float32
 const SAME = 1e-2; // difference of logits between WebGPU and WebAssembly, which add up in another order
@@ -208,7 +208,7 @@ export class Cascade {
     let labels = samples.map(() => -1);
     let streak = samples.map(() => 0);
     const width = this.labels.length;
-    let passed = tensor(new Float32Array(samples.length * width), [samples.length, width]); // log-probabilities, summed
+    let passed = tensor(new Float32Array(samples.length * width), [samples.length, width]); // log-probabilities' sum
     if (!samples.length) return;
     for (const [place, { stage, query }] of this.stages.entries()) {
       const outputs = await this.#feed(stage, { [stage.inputNames[0]]: state });
@@ -307,7 +307,8 @@ export class Cascade {
   /** Runs a graph: output name → value. */
   async #feed(session, inputs) {
     const feeds = {};
-    for (const [name, { data, dims }] of Object.entries(inputs)) feeds[name] = new this.ort.Tensor("float32", data, dims);
+    for (const [name, { data, dims }] of Object.entries(inputs))
+      feeds[name] = new this.ort.Tensor("float32", data, dims);
     try {
       return await session.run(feeds);
     } catch (error) {
@@ -353,7 +354,12 @@ export class Cascade {
     }
     const expected = [this.config.num_channels, ...this.imageSize];
     const found = this.stages[0].stage.inputMetadata[0].shape.slice(1);
-    must("num_channels and image_size in config.json", same(found, expected), `${shown(found)}, the first graph's`, expected);
+    must(
+      "num_channels and image_size in config.json",
+      same(found, expected),
+      `${shown(found)}, the first graph's`,
+      expected,
+    );
   }
 }
 
@@ -522,7 +528,10 @@ function weights(from, to, { support, weight }) {
     for (let x = 0; x < last - first; x++) taken.push(weight((x + first - centre + 0.5) * (1 / stretch)));
     const sum = taken.reduce((a, b) => a + b, 0);
     const normed = sum === 0 ? taken : taken.map((one) => one / sum);
-    return { first, taken: Int32Array.from(normed, (one) => Math.trunc((one < 0 ? -0.5 : 0.5) + one * 2 ** PRECISION)) };
+    return {
+      first,
+      taken: Int32Array.from(normed, (one) => Math.trunc((one < 0 ? -0.5 : 0.5) + one * 2 ** PRECISION)),
+    };
   });
 }
 
@@ -715,7 +724,12 @@ export function readStages(description) {
   const isCounted = areObjects && stages.length > 0 && stages.length <= MAX_EXITS;
   must("stages in cascade.json", isCounted, `1 to ${MAX_EXITS} objects`, stages);
   const layers = stages.map((stage) => stage.exit_layer);
-  must("exit_layer in cascade.json", layers.every((layer) => isCount(layer, MAX_LAYER)), "a layer number", layers);
+  must(
+    "exit_layer in cascade.json",
+    layers.every((layer) => isCount(layer, MAX_LAYER)),
+    "a layer number",
+    layers,
+  );
   const ascend = layers.every((layer, place) => place === 0 || layer > layers[place - 1]);
   must("the exit layers in cascade.json", ascend, "in ascending order", layers);
   for (const { stage, query } of stages)
@@ -737,9 +751,19 @@ function checkConfig(config, stages) {
   must("num_channels in config.json", channels === CHANNELS, `${CHANNELS}, as images in a browser have`, channels);
   must("early_exit in config.json", typeof earlyExit === "boolean", "true or false", earlyExit);
   const scores = stages.map((stage) => stage.score);
-  must("exit_policy in config.json", scores.every((one) => one === policy), `that of the graphs, ${shown(scores[0])}`, policy);
+  must(
+    "exit_policy in config.json",
+    scores.every((one) => one === policy),
+    `that of the graphs, ${shown(scores[0])}`,
+    policy,
+  );
   const layers = stages.map((stage) => stage.exit_layer);
-  must("exit_layers in config.json", same(config.exit_layers, layers), `those of the graphs, ${shown(layers)}`, config.exit_layers);
+  must(
+    "exit_layers in config.json",
+    same(config.exit_layers, layers),
+    `those of the graphs, ${shown(layers)}`,
+    config.exit_layers,
+  );
   const thresholds = config.exit_thresholds ?? null;
   must(
     "exit_thresholds in config.json",
@@ -779,7 +803,12 @@ export function readPreprocessing(config, imageSize) {
   };
   const size = config.do_resize ? sides("size") : null;
   const crop = config.do_center_crop ? sides("crop_size") : null;
-  must("the image processor's images", same(crop ?? size, imageSize), `of ${shown(imageSize)}, which the model needs`, crop ?? size);
+  must(
+    "the image processor's images",
+    same(crop ?? size, imageSize),
+    `of ${shown(imageSize)}, which the model needs`,
+    crop ?? size,
+  );
   const { resample } = config;
   const isFilter = resample === NEAREST || (typeof resample === "number" && resample in FILTERS);
   must("the image processor's resample", isFilter, "a number from 0 to 5", resample);
@@ -803,7 +832,9 @@ function shown(value) {
 }
 
 function same(given, expected) {
-  return Array.isArray(given) && given.length === expected.length && expected.every((one, place) => one === given[place]);
+  return (
+    Array.isArray(given) && given.length === expected.length && expected.every((one, place) => one === given[place])
+  );
 }
 
 function isObject(value) {

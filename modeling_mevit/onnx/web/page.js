@@ -8,8 +8,11 @@ const MAX_PIXELS = 178_956_970; // above, Pillow takes an image for an attack
 const SETTLED = 250; // ms without a move of the slider, after which times are taken anew
 const MAX_RESULTS = 100;
 const HEIC = ["heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"]; // brands
+const CURRENT = "a current Chrome, Edge, Firefox or Safari";
 // a function of one instruction of 128 bits (as of wasm-feature-detect)
-const SIMD = [0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11];
+const SIMD = [
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 10, 1, 8, 0, 65, 0, 253, 15, 253, 98, 11,
+];
 
 const element = (id) => document.getElementById(id);
 const slider = element("stop");
@@ -68,9 +71,9 @@ const runner = new Runner();
 /** Why this browser cannot run the model, or null. */
 function whatIsMissing() {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(Uint8Array.from(SIMD)))
-    return "This browser has no WebAssembly SIMD, which running the model needs; a current Chrome, Edge, Firefox or Safari has it.";
+    return `This browser has no WebAssembly SIMD, which running the model needs; ${CURRENT} has it.`;
   if (typeof Worker !== "function" || typeof OffscreenCanvas !== "function" || typeof createImageBitmap !== "function")
-    return "This browser cannot read images in the background, which this page needs; a current Chrome, Edge, Firefox or Safari can.";
+    return `This browser cannot read images in the background, which this page needs; ${CURRENT} can.`;
   return null;
 }
 
@@ -89,7 +92,7 @@ async function keepForLater() {
 }
 
 async function loadPage() {
-  const response = await fetch("page.json").catch(() => null);
+  const response = await fetch("page.json", { cache: "no-cache" }).catch(() => null);
   if (!response?.ok) throw new Error("page.json is missing here; the export is not finished.");
   page = await response.json();
   element("name").textContent = page.name;
@@ -105,11 +108,11 @@ async function loadPage() {
 /** Loads the files of one precision, and classifies what is on the page with them. */
 async function loadModel() {
   const missing = whatIsMissing();
+  element("loading").hidden = missing !== null;
   if (missing) return showTrouble(missing, false);
   showTrouble(null);
   model = null;
   slider.disabled = true;
-  element("loading").hidden = false;
   element("progress").removeAttribute("value");
   element("progress-text").textContent = "Loading the model …";
   element("status").textContent = "";
@@ -130,7 +133,8 @@ async function loadModel() {
 runner.onprogress = ({ loaded, total }) => {
   element("progress").value = loaded / total;
   const opening = loaded >= total ? " Opening it …" : "";
-  element("progress-text").textContent = `Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB.${opening}`;
+  element("progress-text").textContent =
+    `Loading the model: ${megabytes(loaded)} of ${megabytes(total)} MB.${opening}`;
 };
 
 function showModel(kept) {
@@ -188,7 +192,9 @@ function showExamples() {
     item.append(button);
     return item;
   });
-  element("examples").querySelector("ul").replaceChildren(...buttons);
+  element("examples")
+    .querySelector("ul")
+    .replaceChildren(...buttons);
 }
 
 // Images
@@ -235,7 +241,11 @@ async function classifyWaiting() {
       result.asked = true;
       try {
         await checkImage(result);
-        const answer = await runner.ask("classify", { key: result.key, file: result.file, thresholds: stop.thresholds });
+        const answer = await runner.ask("classify", {
+          key: result.key,
+          file: result.file,
+          thresholds: stop.thresholds,
+        });
         if (model === current) show(result, { ...answer, timedAt: stop });
       } catch (error) {
         if (model === current) fail(result, error.message);
@@ -245,7 +255,8 @@ async function classifyWaiting() {
     }),
   );
   showSummary();
-  if (model && model !== current) await classifyWaiting(); // other files were chosen meanwhile
+  if (model && model !== current)
+    await classifyWaiting(); // other files were chosen meanwhile
   else if (currentStop() !== stop) settle();
 }
 
@@ -266,7 +277,9 @@ async function checkImage({ file, url }) {
   }
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   if (width * height > MAX_PIXELS)
-    throw new Error(`it has ${width} × ${height} pixels, more than ${Math.floor(MAX_PIXELS / 1e6)} million; make it smaller.`);
+    throw new Error(
+      `it has ${width} × ${height} pixels, more than ${Math.floor(MAX_PIXELS / 1e6)} million; make it smaller.`,
+    );
 }
 
 function fail(result, reason) {
@@ -287,7 +300,10 @@ function show(result, answer) {
 /** Shows where an image leaves under the thresholds of the slider. */
 function draw({ node, answer }) {
   const { exits, transparent } = answer;
-  const place = exitTaken(exits.map(({ score }) => score), currentStop());
+  const place = exitTaken(
+    exits.map(({ score }) => score),
+    currentStop(),
+  );
   const { label, probability } = exits[place];
   const last = exits.at(-1);
   const [layer, depth] = [model.exitLayers[place], model.exitLayers.at(-1)];
@@ -307,8 +323,13 @@ function draw({ node, answer }) {
   const isCurrent = answer.exitLayer === layer; // where it left when times were taken
   const longest = leaves && isCurrent ? Math.max(answer.early, answer.full) : answer.full;
   const faster = ` · ${(answer.full / answer.early).toFixed(1)}×`;
-  for (const [name, time, known] of [["early", answer.early, isCurrent], ["full", answer.full, true]]) {
-    node.querySelector(`.${name} .number`).textContent = known ? `${milliseconds(time)}${name === "early" ? faster : ""}` : "…";
+  for (const [name, time, known] of [
+    ["early", answer.early, isCurrent],
+    ["full", answer.full, true],
+  ]) {
+    node.querySelector(`.${name} .number`).textContent = known
+      ? `${milliseconds(time)}${name === "early" ? faster : ""}`
+      : "…";
     node.querySelector(`.${name} .bar span`).style.width = known ? `${(100 * time) / longest}%` : "0";
   }
 }
@@ -323,7 +344,9 @@ function drawing({ exits }, taken) {
   svg.append(titled(`Left at exit ${layer}: ${layer} of ${depth} layers ran.`));
   for (let number = 1; number <= depth; number++) {
     const x = (number - 0.5) * step - block / 2;
-    svg.append(shape("rect", { x, y: 2, width: block, height: 22, rx: 4, class: number <= layer ? "layer run" : "layer" }));
+    svg.append(
+      shape("rect", { x, y: 2, width: block, height: 22, rx: 4, class: number <= layer ? "layer run" : "layer" }),
+    );
   }
   exits.forEach(({ label, probability, score }, place) => {
     const x = (model.exitLayers[place] - 0.5) * step;
@@ -331,7 +354,10 @@ function drawing({ exits }, taken) {
     const threshold = currentStop().thresholds?.[place];
     const limit = threshold === undefined ? "" : `, threshold ${threshold.toPrecision(3)}`;
     const group = shape("g", {});
-    const told = label === null ? "gives no finite numbers" : `${model.labels[label]}, ${(100 * probability).toFixed(1)}%; score ${score.toPrecision(3)}${limit}`;
+    const told =
+      label === null
+        ? "gives no finite numbers"
+        : `${model.labels[label]}, ${(100 * probability).toFixed(1)}%; score ${score.toPrecision(3)}${limit}`;
     group.append(
       titled(`Exit ${model.exitLayers[place]}: ${told}`),
       shape("line", { x1: x, x2: x, y1: 24, y2: 33, class: `stem ${kind}` }),
@@ -373,9 +399,12 @@ function showSummary() {
     return;
   }
   const cost = answered.reduce((sum, { answer }) => sum + model.costs[answer.place], 0) / answered.length;
-  const changed = answered.filter(({ answer }) => answer.exits[answer.place].label !== answer.exits.at(-1).label).length;
+  const changed = answered.filter(
+    ({ answer }) => answer.exits[answer.place].label !== answer.exits.at(-1).label,
+  ).length;
   const images = answered.length === 1 ? "1 image" : `${answered.length} images`;
-  const labels = changed === 0 ? "the labels are those of the last exit" : `${changed} with another label than the last exit`;
+  const labels =
+    changed === 0 ? "the labels are those of the last exit" : `${changed} with another label than the last exit`;
   element("summary").textContent = `${images}: mean cost ${cost.toFixed(2)} of the plain ViT; ${labels}.`;
 }
 

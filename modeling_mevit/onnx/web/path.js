@@ -79,8 +79,13 @@ export function promiseAt(config, stop) {
   const own = (config.exit_thresholds ?? null) !== null;
   if (!stop.calibrated) {
     const left = isCertified(target) ? "The promise is gone: these" : "These";
-    const text = own ? `${left} are not the calibrated thresholds, and nothing is promised of them.` : "Nothing is promised: the model is not calibrated.";
-    return { kind: "none", text: stop.thresholds ? text : "Every image runs to the end, so nothing is lost and nothing is saved." };
+    const text = own
+      ? `${left} are not the calibrated thresholds, and nothing is promised of them.`
+      : "Nothing is promised: the model is not calibrated.";
+    return {
+      kind: "none",
+      text: stop.thresholds ? text : "Every image runs to the end, so nothing is lost and nothing is saved.",
+    };
   }
   const fits =
     target &&
@@ -91,7 +96,10 @@ export function promiseAt(config, stop) {
   if (!fits) return { kind: "none", text: "These thresholds were set by hand, and nothing is promised of them." };
   const on = `on ${point.num_samples} calibration images`;
   if (target.max_cost !== undefined && target.max_cost !== null)
-    return { kind: "chosen", text: `Best accuracy within a mean cost of ${target.max_cost} ${on}. Nothing is promised for others.` };
+    return {
+      kind: "chosen",
+      text: `Best accuracy within a mean cost of ${target.max_cost} ${on}. Nothing is promised for others.`,
+    };
   const disagreement = target.max_disagreement ?? null;
   const limit = percent(disagreement ?? target.max_accuracy_drop);
   const keeps =
@@ -100,8 +108,12 @@ export function promiseAt(config, stop) {
       : `gives at most ${limit} of images another label than the last exit does`;
   if (!isCertified(target))
     return { kind: "chosen", text: `Early exit ${keeps} ${on}. Nothing is promised for others.` };
-  const certainty = target.confidence == null ? "on average" : `with probability ${Math.round(1e4 * target.confidence) / 100}%`;
-  return { kind: "certified", text: `Promised ${certainty}: early exit ${keeps}, on images like those that it was calibrated on.` };
+  const certainty =
+    target.confidence == null ? "on average" : `with probability ${Math.round(1e4 * target.confidence) / 100}%`;
+  return {
+    kind: "certified",
+    text: `Promised ${certainty}: early exit ${keeps}, on images like those that it was calibrated on.`,
+  };
 }
 
 function isCertified(target) {

@@ -9,15 +9,17 @@
 
 const PREFIX = `mevit ${new URL(self.registration.scope).pathname} `;
 const CACHE = PREFIX + new URL(self.location).searchParams.get("version");
+const FRESH = { cache: "no-cache" }; // asks whether what the browser kept by itself still holds
 const KEPT = /\.(onnx|wasm|mjs|jpg)$/;
 
 self.addEventListener("install", (event) => {
   event.waitUntil(
     (async () => {
-      const { files } = await (await fetch("page.json", { cache: "no-cache" })).json();
+      const { files } = await (await fetch("page.json", FRESH)).json();
       const cache = await caches.open(CACHE);
       // what a visitor needs of the large ones is kept as it is fetched
-      await cache.addAll(["./", ...Object.keys(files).filter((name) => !/\.(onnx|wasm|mjs)$/.test(name))]);
+      const small = Object.keys(files).filter((name) => !/\.(onnx|wasm|mjs)$/.test(name));
+      await cache.addAll(["./", "page.json", ...small].map((name) => new Request(name, FRESH)));
       await self.skipWaiting();
     })(),
   );
@@ -27,7 +29,9 @@ self.addEventListener("activate", (event) => {
   event.waitUntil(
     (async () => {
       const names = await caches.keys();
-      await Promise.all(names.filter((name) => name.startsWith(PREFIX) && name !== CACHE).map((name) => caches.delete(name)));
+      await Promise.all(
+        names.filter((name) => name.startsWith(PREFIX) && name !== CACHE).map((name) => caches.delete(name)),
+      );
       await self.clients.claim();
     })(),
   );
@@ -44,7 +48,7 @@ async function answer(request) {
   const kept = await cache.match(request, { ignoreSearch: true });
   if (kept && KEPT.test(new URL(request.url).pathname)) return kept;
   try {
-    const response = await fetch(request);
+    const response = await fetch(request, request.mode === "navigate" ? {} : FRESH);
     if (response.ok && response.status === 200) await keep(cache, request, response.clone());
     return response;
   } catch (error) {

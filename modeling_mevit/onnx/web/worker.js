@@ -37,7 +37,9 @@ async function load({ directory, sizes }) {
     ? { module: "ort.webgpu.min.mjs", wasm: "ort-wasm-simd-threaded.asyncify.wasm" }
     : { module: "ort.wasm.min.mjs", wasm: "ort-wasm-simd-threaded.wasm" };
   const here = directory === "." ? "" : `${directory}/`;
-  const graphs = Object.keys(sizes).filter((name) => /^(stage|query)_\d+\.onnx$/.test(name.slice(here.length)) && name.startsWith(here));
+  const graphs = Object.keys(sizes).filter(
+    (name) => /^(stage|query)_\d+\.onnx$/.test(name.slice(here.length)) && name.startsWith(here),
+  );
   const awaited = new Set([...graphs, ...(runtime ? [] : [`ort/${build.wasm}`])]);
   let loaded = 0;
   const total = [...awaited].reduce((sum, name) => sum + sizes[name], 0);
@@ -119,7 +121,11 @@ async function classify({ key, file, thresholds }) {
     const isFinite = logits.every(Number.isFinite);
     const probabilities = isFinite ? softmax(logits) : [];
     const best = probabilities.indexOf(Math.max(...probabilities));
-    exits.push({ label: isFinite ? best : null, probability: probabilities[best] ?? null, score: isFinite ? scores[0] : null });
+    exits.push({
+      label: isFinite ? best : null,
+      probability: probabilities[best] ?? null,
+      score: isFinite ? scores[0] : null,
+    });
   }
   if (exits.at(-1).label === null) throw new Error("the model's last exit gives no finite numbers for it.");
   return { exits, transparent: decoded.transparent(), ...(await time({ key, thresholds })) };
@@ -134,10 +140,12 @@ async function time({ key, thresholds }) {
   const start = performance.now();
   let exitLayer;
   do {
-    early.push(await timed(async () => {
-      const options = thresholds ? { earlyExit: true, exitThresholds: thresholds } : { earlyExit: false };
-      [exitLayer] = (await cascade.run(pixelValues, options)).exitLayer;
-    }));
+    early.push(
+      await timed(async () => {
+        const options = thresholds ? { earlyExit: true, exitThresholds: thresholds } : { earlyExit: false };
+        [exitLayer] = (await cascade.run(pixelValues, options)).exitLayer;
+      }),
+    );
     full.push(await timed(() => cascade.run(pixelValues, { earlyExit: false })));
   } while (early.length < MOST_RUNS && performance.now() - start < REPEAT_WITHIN);
   return { early: median(early), full: median(full), exitLayer };

@@ -359,6 +359,7 @@ def test_a_file_that_is_missing_is_named_and_can_come_back(context, serve, copie
     (copied / "away").rename(copied / "float32" / "stage_3.onnx")
     page.locator("#precision").get_by_text("float32").click()
     expect(page.locator("#status")).to_contain_text("Ready", timeout=PATIENCE)
+    expect(page.locator(".result.waiting")).to_have_count(0, timeout=PATIENCE)
     assert close(answers(page), expected_answers(Cascade(copied / "float32"), drawn[:1]))
 
 
