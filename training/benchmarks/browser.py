@@ -8,9 +8,11 @@
 
 - labels and exits that differ from the Python cascade's. Images near a threshold are counted apart, since there
   rounding decides; so is what the two decoders of an image file make of it;
-- milliseconds of an image at batch 1, early exit and to the end, in turn, medians of up to nine runs of each; their
-  ratio over all images, and that relative to the ratio of the costs;
+- milliseconds of an image at batch 1, early exit and to the end, in turn, the shortest of up to nine runs of each, as
+  the page shows them; medians over images, the ratio over all of them, and that relative to the ratio of the costs;
 - bytes that a first visit loads.
+
+With `--screenshot FILE` it also shows the page, with three of its examples.
 """
 
 import base64
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 from transformers import HfArgumentParser
 
 from modeling_mevit import DataSource
@@ -75,6 +77,7 @@ class BrowserBenchmarkArguments:
     images: int = field(default=200, metadata={"help": "How many of them, drawn at random, always the same ones."})
     chromium: str | None = field(default=None, metadata={"help": "The browser's program; found by default."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+    screenshot: str | None = field(default=None, metadata={"help": "PNG file for a figure of the page."})
 
 
 class CountingHandler(PageHandler):
@@ -137,6 +140,19 @@ def measure(page: Page, exported: Path, folder: str, contents: list[bytes]) -> d
     }
 
 
+def show(page: Page, port: int, file: str) -> None:
+    """Writes a figure of the page with its first, middle and last example."""
+    page.goto(f"http://localhost:{port}/")
+    expect(page.locator("#status")).to_contain_text("Ready", timeout=600_000)
+    examples = page.locator("#examples button").all()
+    for example in (examples[0], examples[len(examples) // 2], examples[-1]):
+        example.click()
+    expect(page.locator(".result:not(.waiting)")).to_have_count(3, timeout=600_000)
+    page.locator("#examples ul").evaluate("list => (list.scrollLeft = 0)")
+    page.mouse.move(0, 0)
+    page.screenshot(path=file, full_page=True)
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures and prints. Returns what the JSON holds."""
     argv = sys.argv[1:] if argv is None else argv
@@ -165,6 +181,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             precisions[cascade["precision"]] = measured
             print(f"{cascade['precision']}: {json.dumps(measured, indent=2)}", flush=True)
             context.close()
+        if arguments.screenshot:
+            show(browser.new_page(viewport={"width": 1000, "height": 700}), server.server_port, arguments.screenshot)
         browser.close()
     server.shutdown()
     environment = {**environment_info(), "chromium": version}

@@ -697,7 +697,7 @@ async function openGraph(ort, read, name, executionProviders) {
   try {
     return await ort.InferenceSession.create(bytes, { executionProviders, logSeverityLevel: 3 });
   } catch (error) {
-    throw new Error(`${name} is damaged: ${oneLine(error)}`);
+    throw new Error(`${name} cannot be opened, it may be damaged: ${oneLine(error)}`);
   }
 }
 

@@ -5,7 +5,7 @@
  * what is promised on it. Calibration tries one threshold for all early exits after another, so the path does too.
  */
 
-const STEPS = 50; // on either side of the calibrated thresholds
+const STEPS = 50; // on either side of the calibrated thresholds, which are in the middle
 
 /**
  * A place on the path.
@@ -30,8 +30,10 @@ export function thresholdPath(config, exits, labels) {
   const own = given === null ? null : Array.isArray(given) ? given : new Array(exits - 1).fill(given);
   const middle = own ? own.reduce((a, b) => a + b, 0) / own.length : all[Math.floor(all.length / 2)];
   const shared = (threshold) => ({ thresholds: new Array(exits - 1).fill(threshold), calibrated: false });
-  const careful = sampled(all.filter((threshold) => threshold < middle));
-  const bold = sampled(all.filter((threshold) => threshold > middle));
+  const below = all.filter((threshold) => threshold < middle);
+  const above = all.filter((threshold) => threshold > middle);
+  const careful = sampled(below.length ? below : [0], STEPS - 1);
+  const bold = sampled(above.length ? above : [middle + 1], STEPS);
   const centre = own ? { thresholds: own, calibrated: true } : shared(middle);
   const stops = [{ thresholds: null, calibrated: false }, ...careful.map(shared), centre, ...bold.map(shared)];
   const place = own ? stops.indexOf(centre) : null;
@@ -46,10 +48,9 @@ export function grid(policy, exits, labels) {
   return range(201).map((place) => largest * 10 ** (-5 + place / 40));
 }
 
-/** At most `STEPS` of some values, evenly spread, with the first and the last. */
-function sampled(values) {
-  if (values.length <= STEPS) return values;
-  return range(STEPS).map((place) => values[Math.round((place * (values.length - 1)) / (STEPS - 1))]);
+/** So many of some values, evenly spread, with the first and the last; repeated where there are fewer. */
+function sampled(values, count) {
+  return range(count).map((place) => values[Math.round((place * (values.length - 1)) / (count - 1))]);
 }
 
 /**

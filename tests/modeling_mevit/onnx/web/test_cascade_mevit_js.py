@@ -250,7 +250,11 @@ def test_what_is_wrong_with_an_export_is_named(javascript, exported, tmp_path):
         expected.append(message)
     for number, (name, content, message) in enumerate(
         [
-            ("stage_3.onnx", (exported / "stage_3.onnx").read_bytes()[:1000], "stage_3.onnx is damaged: "),
+            (
+                "stage_3.onnx",
+                (exported / "stage_3.onnx").read_bytes()[:1000],
+                "stage_3.onnx cannot be opened, it may be damaged: ",
+            ),
             ("stage_3.onnx", None, "stage_3.onnx is missing"),
             ("config.json", b"{", "config.json must be JSON: "),
             ("config.json", b"\xff\xfe", "config.json must be JSON: "),
