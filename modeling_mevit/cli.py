@@ -239,8 +239,16 @@ def export(
         source = DataSource(data, split or "", half, image_column, label_column)
         quantization = quantization_for(model.config, image_processor, source, precision, target)
     page = prepare_page(checkpoint, examples, ort_dir) if web else None
-    settings = {"exits": layers, "cascade": cascade, "early_exit": early_exit}
-    done = run_export(model, image_processor, output, quantization=quantization, page=page, **settings)
+    done = run_export(
+        model,
+        image_processor,
+        output,
+        exits=layers,
+        cascade=cascade,
+        early_exit=early_exit,
+        quantization=quantization,
+        page=page,
+    )
     print(done)
     if web:
         print(f"To see the page: python -m modeling_mevit.onnx.serve {output}")

@@ -82,7 +82,7 @@ class WebPage:
             *(example["file"] for example in examples),
         ]
         names += [name for cascade in cascades for name in cascade.pop("files")]
-        content = {
+        described = {
             "name": self.title,
             "card": f"https://huggingface.co/{self.model}" if self.model else None,
             "version": _version(directory, names),
@@ -91,7 +91,7 @@ class WebPage:
             "files": {name: (directory / name).stat().st_size for name in names},
         }
         (directory / "README.md").write_text(self.readme(), "utf-8")
-        (directory / "page.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+        (directory / "page.json").write_text(json.dumps(described, indent=2) + "\n", "utf-8")
 
     def _write_examples(self, directory: Path) -> list[dict[str, str]]:
         written = []
@@ -112,7 +112,7 @@ class WebPage:
             "cross-origin-opener-policy": "same-origin",
             "cross-origin-resource-policy": "cross-origin",
         }
-        models = {"models": [self.model]} if self.model else {}
+        models: dict[str, Any] = {"models": [self.model]} if self.model else {}
         data = SpaceCardData(
             title=self.title,
             emoji="🚪",
@@ -129,7 +129,7 @@ class WebPage:
             card = f"The model is [{self.model}](https://huggingface.co/{self.model})."
         elif self.card:
             card = f"The model's card is [{CARD}]({CARD})."
-        template = files(__package__).joinpath("web", "space.md").read_text("utf-8")
+        template = files(__package__).joinpath("web").joinpath("space.md").read_text("utf-8")
         values = {"title": self.title, "card": card, "onnxruntime_web": VERSION}
         return template.format(metadata=data.to_yaml().strip(), **values)
 
