@@ -10,10 +10,24 @@ LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backe
 # one process of tests for each core; each keeps to one thread, and the tests of a file stay together
 PYTEST := -m pytest -n $(CORES) --dist loadfile
 
-.PHONY: demo test test-fast test-transformers5 test-oldest torture docs notebooks benchmark format clean
+.PHONY: demo web test test-fast test-transformers5 test-oldest torture docs notebooks benchmark format clean
 
 demo: $(VENV)/installed
 	$(VENV)/bin/accelerate launch $(LAUNCH) training/train.py training/configs/demo.yaml
+
+# The demo in the browser: trains and exports it if that is not done yet.
+web: runs/demo-web/page.json
+	$(VENV)/bin/python -m modeling_mevit.onnx.serve runs/demo-web
+
+runs/demo/metrics.json:
+	$(MAKE) demo
+
+runs/demo-web/page.json: runs/demo/metrics.json $(VENV)/installed
+	$(VENV)/bin/mevit calibrate runs/demo --data demo --max-accuracy-drop 0.02 --confidence 0.95 --bound difference \
+		--output runs/demo-calibrated || $(VENV)/bin/mevit calibrate runs/demo --data demo --max-cost 0.6 \
+		--output runs/demo-calibrated
+	rm -rf runs/demo-web
+	$(VENV)/bin/mevit export runs/demo-calibrated runs/demo-web --cascade --web --examples demo
 
 test: $(VENV)/installed
 	$(VENV)/bin/ruff format --check .

@@ -205,14 +205,32 @@ def export(
     half: Half = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    web: Annotated[
+        bool, typer.Option("--web", help="With the cascade, add a page that runs it in a browser.")
+    ] = False,
+    examples: Annotated[
+        str | None, typer.Option(help="With --web: folder of images that a visitor can try, or 'demo'.")
+    ] = None,
+    ort_dir: Annotated[
+        Path | None, typer.Option(help="With --web: folder with the files of onnxruntime-web; npm's by default.")
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="With --web: name of the Space to upload the page to.")
+    ] = None,
+    repo_type: Annotated[Literal["space"], typer.Option(help="What --push-to-hub uploads to.")] = "space",
 ) -> None:
     """Writes ONNX files that were compared with PyTorch: one for each exit, and the cascade."""
     from . import DataSource
     from . import export as run_export
     from .checkpoint import load_image_processor, load_model, quantization_for
+    from .onnx.page import prepare_page, push_space
 
     if precision == "float32" and (data or split or half or target):
         raise ValueError("--data, --split, --half and --target are for a lower --precision, got float32.")
+    if not web and (examples or ort_dir or push_to_hub):
+        raise ValueError("--examples, --ort-dir and --push-to-hub are for the page of --web, which is not asked for.")
+    if web and not cascade:
+        raise ValueError("--web is for the page of a cascade; add --cascade.")
     layers = None if exits is None else [_layer(text) for text in exits.split(",")]
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":
@@ -220,10 +238,22 @@ def export(
             raise ValueError(f"--precision {precision} needs --data, for ranges of activations and for thresholds.")
         source = DataSource(data, split or "", half, image_column, label_column)
         quantization = quantization_for(model.config, image_processor, source, precision, target)
+    page = prepare_page(checkpoint, examples, ort_dir) if web else None
     done = run_export(
-        model, image_processor, output, exits=layers, cascade=cascade, early_exit=early_exit, quantization=quantization
+        model,
+        image_processor,
+        output,
+        exits=layers,
+        cascade=cascade,
+        early_exit=early_exit,
+        quantization=quantization,
+        page=page,
     )
     print(done)
+    if web:
+        print(f"To see the page: python -m modeling_mevit.onnx.serve {output}")
+    if push_to_hub:
+        print(f"The page is in https://huggingface.co/spaces/{push_space(done.directory, push_to_hub)}")
     raise typer.Exit(1 if done.lost_early_exit else 0)
 
 

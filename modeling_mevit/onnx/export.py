@@ -26,6 +26,7 @@ from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
 from .graphs import GraphFile, build_graph, cascade_files, cascade_stages, exit_file
+from .page import WebPage, keep_float32
 from .quantize import PrecisionReport, Quantization, lower_precision
 
 
@@ -84,6 +85,7 @@ def export(
     cascade: bool = False,
     early_exit: bool = True,
     quantization: Quantization | None = None,
+    page: WebPage | None = None,
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
@@ -100,6 +102,8 @@ def export(
         cascade: whether to export the chain of stages too.
         early_exit: whether the cascade leaves early unless told otherwise, by the thresholds of the model's config.
         quantization: what to lower the precision with, once the float32 files are right.
+        page: to add to the cascade, to run it in a browser. With a lower precision it offers float32 too, whose files
+            are kept in a folder of that name.
 
     Raises:
         ValueError: where the model lacks what is asked for, the runtime cannot prepare images as the image processor
@@ -107,6 +111,8 @@ def export(
         ExportError: where a file's outputs differ from PyTorch's.
     """
     output = Path(output).resolve()
+    if page and not cascade:
+        raise ValueError("a page runs the cascade; export that too.")
     config = copy.deepcopy(model.config)
     exits = list(config.exit_layers) if exits is None else sorted(set(exits))
     if not exits or not set(exits) <= set(config.exit_layers):
@@ -145,6 +151,11 @@ def export(
             runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=cascade_stages(config))
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
+        if quantization and page:
+            kept = keep_float32(directory, [file.name for file in files if file.kind != "exit"])
+            image_processor.save_pretrained(kept)
+            config.save_pretrained(kept)
+            _write_json(kept / "cascade.json", cascade_description(config, None))
         if quantization:
             report = lower_precision(directory, files, config, quantization)
             _write_json(directory / "precision.json", report.to_dict())
@@ -153,6 +164,8 @@ def export(
         config.save_pretrained(directory)
         if cascade:
             _write_json(directory / "cascade.json", cascade_description(config, quantization))
+        if page:
+            page.write(directory)
     return Export(output, {file.name: (output / file.name).stat().st_size for file in files}, report)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub's client without the Hub: what a Trainer would create and upload."""
+"""The Hub's client without the Hub: what would be created and uploaded."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,14 +19,17 @@ class RecordedHub:
 
     Args:
         repositories: that were created, by the names that were asked for.
+        kinds: arguments of their creation.
         uploads: arguments of each upload, and `files`: relative path → content of what it really sends.
     """
 
     repositories: list[str] = field(default_factory=list)
+    kinds: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[dict[str, Any]] = field(default_factory=list)
 
     def create_repo(self, repo_id: str, **kwargs: Any) -> SimpleNamespace:
         self.repositories.append(repo_id)
+        self.kinds.append(kwargs)
         return SimpleNamespace(repo_id="someone/colours")
 
     def upload_folder(self, **kwargs: Any) -> Future:

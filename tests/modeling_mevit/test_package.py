@@ -162,3 +162,5 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         assert "mevit = modeling_mevit.cli:main" in archive.read(entry_points).decode()
     assert {name.split("/")[0] for name in names} == {"modeling_mevit", entry_points.split("/")[0]}
     assert {"modeling_mevit/py.typed", "modeling_mevit/reports/model_card.md"} <= names
+    web = {f"modeling_mevit/onnx/web/{file.name}" for file in (ROOT / "modeling_mevit/onnx/web").iterdir()}
+    assert len(web) > 5 and web <= names
