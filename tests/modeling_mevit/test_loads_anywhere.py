@@ -20,7 +20,7 @@ from tests.helpers.models import tiny_model
 
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "checkpoint_process.py"
-# the Python of an environment with the other major version of Transformers; `make test-transformers5` sets it
+# the Python of an environment with the other major version of Transformers; `make test-transformers4` sets it
 OTHER_PYTHON = os.environ.get("MEVIT_OTHER_PYTHON")
 
 
