@@ -23,6 +23,9 @@ from modeling_mevit.onnx.cascade_mevit import Cascade, read_image, read_labels, 
 from tests.helpers.models import TINY
 
 
+pytestmark = pytest.mark.one_major
+
+
 @pytest.fixture
 def copied(exported, tmp_path) -> Path:
     """A copy of the export, which a test may damage."""
