@@ -4,7 +4,7 @@
 
     export_process.py DIRECTORY
 
-Writes exits 2 and 4 with images and what PyTorch makes of them, and prints the version.
+Writes exits 2 and 4, images and what PyTorch makes of them, and the model cut at exit 2; prints the version.
 """
 
 import sys
@@ -26,6 +26,7 @@ directory = Path(sys.argv[1])
 model = tiny_model()
 processor = image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)
 export(model, processor, directory, exits=[2, 4])
+model.truncate(2).save_pretrained(directory / "cut")  # another version would draw other weights
 pixel_values = torch.randn(4, 3, 16, 16)
 with torch.no_grad():
     logits = model(pixel_values, early_exit=False).exit_logits
