@@ -293,7 +293,7 @@ def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.C
                 f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e}; "
                 f"allowed is {TOLERANCE}."
             )
-    early = {"early_exit": True, "exit_thresholds": _midway(scores[:, :-1].double().numpy())}
+    early: dict[str, Any] = {"early_exit": True, "exit_thresholds": _midway(scores[:, :-1].double().numpy())}
     taken = [cascade(pair.numpy(), **early) for pair in pairs]
     output = cascade_mevit.CascadeOutput(*(np.concatenate(arrays) for arrays in zip(*taken, strict=True)))
     exit_layer = torch.cat([model(pair, **early).exit_layer for pair in pairs]).numpy()
