@@ -16,8 +16,10 @@ _EXTRA_OF = {
     "evaluate": "train",
     "yaml": "train",
     "onnx": "onnx",
+    "onnx_ir": "onnx",
+    "onnxscript": "onnx",
     "onnxruntime": "onnx",
-    "optimum": "onnx",
+    "optimum": "optimum",
 }
 
 

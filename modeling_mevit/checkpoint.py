@@ -19,6 +19,7 @@ from .atomic import staged
 from .configuration_mevit import MEViTConfig, is_certified
 from .data.identity import UNLABELLED
 from .data.image_dataset import DataSource, ImageClassificationDataset
+from .data.image_processing import on_pillow
 from .early_exit.calibration_target import CalibrationTarget
 from .hub import locate
 from .modeling_mevit import MEViTForImageClassification
@@ -91,8 +92,8 @@ def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImage
 
 
 def load_image_processor(checkpoint: str) -> Any:
-    """The image processor that is saved with a checkpoint or an export, whose code is not run."""
-    return AutoImageProcessor.from_pretrained(locate(checkpoint), trust_remote_code=False)
+    """The image processor that is saved with a checkpoint or an export, on Pillow; its code is not run."""
+    return on_pillow(AutoImageProcessor.from_pretrained(locate(checkpoint), trust_remote_code=False))
 
 
 def quantization_for(

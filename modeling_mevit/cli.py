@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Policy = Literal["uncertainty", "confidence", "entropy", "margin", "patience"]
 Precision = Literal["float32", "float16", "int8", "int8-dynamic"]
 Target = Literal["arm64", "avx2", "avx512_vnni"]
+Exporter = Literal["torch", "optimum"]
 
 
 def _reachable(name: str | None) -> str | None:
@@ -187,7 +188,10 @@ def export(
     checkpoint: Checkpoint,
     output: Annotated[Path, typer.Argument(help="Directory that does not exist yet.", show_default=False)],
     exits: Annotated[
-        str | None, typer.Option(help="Exit layers to export a file for, such as 6,9,12; all by default.")
+        str | None,
+        typer.Option(
+            help="Exit layers to export a file for, such as 6,9,12; all by default, with --cascade the last one."
+        ),
     ] = None,
     cascade: Annotated[bool, typer.Option("--cascade", help="Export the chain of stages between exits too.")] = False,
     early_exit: Annotated[bool, typer.Option(help="Whether the cascade leaves early by default.")] = True,
@@ -195,6 +199,9 @@ def export(
     target: Annotated[
         Target | None, typer.Option(help="Processor that int8 files are made for; this machine's by default.")
     ] = None,
+    exporter: Annotated[
+        Exporter, typer.Option(help="Of the files of exits; 'optimum' needs mevit[optimum] and Transformers 4.57.")
+    ] = "torch",
     data: Annotated[
         str | None, typer.Option(help="With a lower precision: the data set that the model was trained on.")
     ] = None,
@@ -247,6 +254,7 @@ def export(
         cascade=cascade,
         early_exit=early_exit,
         quantization=quantization,
+        exporter=exporter,
         page=page,
     )
     print(done)

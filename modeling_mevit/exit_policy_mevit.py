@@ -188,11 +188,10 @@ def label_streaks(labels: Tensor) -> Tensor:
 
     ```
     """
-    exits = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    is_change = torch.ones_like(labels, dtype=torch.bool)
-    is_change[:, 1:] = labels[:, 1:] != labels[:, :-1]
-    last_change = torch.where(is_change, exits, 0).cummax(dim=1).values
-    return exits - last_change + 1
+    streaks = [torch.ones_like(labels[:, 0])]
+    for previous, label in zip(labels.T, labels.T[1:], strict=False):
+        streaks.append(torch.where(label == previous, streaks[-1] + 1, 1))
+    return torch.stack(streaks, dim=1)
 
 
 def patience_score(streak: Tensor, num_exits: int) -> Tensor:

@@ -5,13 +5,13 @@
 B samples, E exits in ascending order (the last one is the last encoder layer's), L labels, N tokens of width d.
 """
 
-import copy
 import hashlib
 import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -524,20 +524,24 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         plain.train(self.training)
         return plain
 
-    def truncate(self, exit_layer: int) -> "MEViTForImageClassification":
-        """MEViT_k: a copy of the model cut at an exit, with `exit_layer` encoder layers and that one exit.
+    def truncate(self, exit_layer: int, *, copy: bool = True) -> "MEViTForImageClassification":
+        """MEViT_k: the model cut at an exit, with `exit_layer` encoder layers and that one exit.
 
         Where exits are combined, it keeps the earlier ones too, since that exit predicts with them.
 
-        Its weights are those of this model (copied), its exit's norm becomes the backbone's final one, and it is an
-        ordinary model to run, save and push.
+        Its weights are those of this model, its exit's norm becomes the backbone's final one, and it is an ordinary
+        model to run, save and push.
+
+        Args:
+            exit_layer: layer of the exit.
+            copy: whether to copy the weights that it keeps; without, both models share them.
 
         Raises:
             ValueError: if the model has no exit after that layer.
         """
         if exit_layer not in self.config.exit_layers:
             raise ValueError(f"layer {exit_layer} has no exit; the model has exits on {self.config.exit_layers}.")
-        config = copy.deepcopy(self.config)
+        config = deepcopy(self.config)
         passed = [layer for layer in self.config.exit_layers if layer <= exit_layer]
         config.num_hidden_layers = exit_layer
         config.exit_layers = passed[-1:] if config.exit_combination == "none" else passed
@@ -548,7 +552,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         if exit_layer != self.config.num_hidden_layers:
             for name in ("weight", "bias"):
                 weights[f"vit.layernorm.{name}"] = weights[f"exits.{exit_layer}.norm.{name}"]
-        model.load_state_dict({name: weights[name].clone() for name in model.state_dict()}, assign=True)
+        kept = {name: weights[name] for name in model.state_dict()}
+        model.load_state_dict({name: kept[name].clone() for name in kept} if copy else kept, assign=True)
         model.train(self.training)
         return model
 

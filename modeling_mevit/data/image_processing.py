@@ -4,15 +4,20 @@
 
 The transforms are TransFG's (He et al., AAAI 2022): both sides are resized to 600/448 of the model's image size,
 training crops at random and flips, testing crops the centre. Only the training transform needs torchvision.
+
+Whatever is measured, predicted or exported is resized by Pillow. Transformers 5 resizes with torchvision where it can,
+which gives about one value in a hundred another grey level.
 """
 
 import io
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from PIL import Image, ImageOps
 from transformers import DeiTImageProcessor
 from transformers.image_utils import load_image
@@ -76,7 +81,7 @@ def image_processor_for(
     resized = default if resize_size is None else to_2tuple(resize_size)
     if resized[0] < height or resized[1] < width:
         raise ValueError(f"resize_size must be at least image_size, {(height, width)}, on both sides, got {resized}")
-    return DeiTImageProcessor(
+    image_processor = DeiTImageProcessor(
         do_resize=True,
         size={"height": resized[0], "width": resized[1]},
         resample=Image.Resampling.BILINEAR,
@@ -87,6 +92,13 @@ def image_processor_for(
         image_mean=list(image_mean),
         image_std=list(image_std),
     )
+    return on_pillow(image_processor)
+
+
+def on_pillow(image_processor: Any) -> Any:
+    """The image processor that does the same with Pillow: itself, unless it is Transformers 5's on torchvision."""
+    pillow = getattr(transformers, f"{type(image_processor).__name__}Pil", None)
+    return image_processor if pillow is None else pillow.from_dict(image_processor.to_dict())
 
 
 def train_transform(image_processor: DeiTImageProcessor, auto_augment: bool = False) -> Transform:
@@ -120,8 +132,8 @@ def train_transform(image_processor: DeiTImageProcessor, auto_augment: bool = Fa
 
 
 def evaluation_transform(image_processor: DeiTImageProcessor) -> Transform:
-    """Makes the test transform, the image processor itself, a function from an RGB image to float32 `(3, H, W)`."""
-    return partial(_processed, image_processor)
+    """Makes the test transform, the image processor on Pillow, a function from an RGB image to float32 `(3, H, W)`."""
+    return partial(_processed, on_pillow(image_processor))
 
 
 def denormalize(pixel_values: torch.Tensor, image_processor: DeiTImageProcessor) -> np.ndarray:

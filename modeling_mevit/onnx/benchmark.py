@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from optimum.exporters.onnx import main_export
-from transformers import AutoImageProcessor
 
 from ..modeling_mevit import MEViTForImageClassification
 from . import _memory_probe
 from .cascade_mevit import graph_in, read_stages
-from .graphs import exit_file
+from .graphs import exit_file, plain_graph
+from .writer import write_graph
 
 
 WARM_UP = 5  # images before the first one that counts
@@ -129,11 +128,10 @@ def _ways(checkpoint: str, exported: Path, directory: Path) -> list[Way]:
     model = MEViTForImageClassification.from_pretrained(checkpoint).eval()
     plain = directory / "plain"
     model.to_vit().save_pretrained(plain)
-    AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(plain)
-    main_export(str(plain), directory / "plain_onnx", task="image-classification")
+    write_graph(plain_graph(model), directory / "plain.onnx")
     ways = [
         Way("plain ViT", "PyTorch", "torch", plain),
-        Way("plain ViT", "ONNX Runtime", "onnx", directory / "plain_onnx" / "model.onnx"),
+        Way("plain ViT", "ONNX Runtime", "onnx", directory / "plain.onnx"),
     ]
     for layer in model.config.exit_layers:
         name = exit_file(layer, model.config.exit_layers).name

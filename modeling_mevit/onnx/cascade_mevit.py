@@ -100,6 +100,7 @@ class Cascade:
         threads: of one operator; ONNX Runtime's choice by default.
         config: what config.json holds, which is read by default.
         stages: what cascade.json lists, which is read by default; an export that is not finished has none.
+        options: of ONNX Runtime's sessions, its own by default; those for sessions that take turns are added.
 
     Raises:
         ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, or a
@@ -113,6 +114,7 @@ class Cascade:
         threads: int = 0,
         config: dict[str, Any] | None = None,
         stages: list[dict[str, Any]] | None = None,
+        options: onnxruntime.SessionOptions | None = None,
     ):
         self.directory = Path(directory)
         stages = read_stages(self.directory) if stages is None else stages
@@ -131,7 +133,7 @@ class Cascade:
             if name not in installed:
                 raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
         _share_one_allocator()
-        self._options = onnxruntime.SessionOptions()
+        self._options = options or onnxruntime.SessionOptions()
         self._options.intra_op_num_threads = threads
         # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
         self._options.add_session_config_entry("session.use_env_allocators", "1")

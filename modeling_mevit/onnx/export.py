@@ -3,35 +3,42 @@
 """Export of a trained model: a file for each exit, and the cascade, each compared with PyTorch before it counts."""
 
 import copy
+import ctypes
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 import torch
-from optimum.exporters.onnx import export_models, validate_model_outputs
+import transformers
 from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
+from ..data.image_processing import on_pillow
 from ..early_exit.calibration import check_sample_size
 from ..early_exit.calibration_target import CalibrationTarget
 from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
-from .graphs import GraphFile, build_graph, cascade_files, cascade_stages, exit_file
+from .graphs import Graph, GraphFile, build_graph, cascade_files, cascade_stages, exit_file
 from .page import WebPage, keep_float32
 from .quantize import PrecisionReport, Quantization, lower_precision
+from .writer import write_graph
 
 
 TOLERANCE = 1e-4  # of float32 outputs, absolute
-OPSET = 18
+GREY_LEVELS = 0.1  # by which a pixel value may differ; torchvision's resize differs from Pillow's by one
+COMPARED_BATCHES = (1, 2)  # not what a graph was traced with
+
+Write = Callable[[Graph, Path], None]
 
 
 class ExportError(ValueError):
@@ -85,6 +92,7 @@ def export(
     cascade: bool = False,
     early_exit: bool = True,
     quantization: Quantization | None = None,
+    exporter: Literal["torch", "optimum"] = "torch",
     page: WebPage | None = None,
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
@@ -96,25 +104,30 @@ def export(
 
     Args:
         model: it is brought to the CPU, to float32 and into eval mode, and stays there.
-        image_processor: of the model.
+        image_processor: of the model; where Transformers 5 has it resize with torchvision, the same on Pillow counts.
         output: directory that does not exist yet, or is empty.
-        exits: exit layers to export a file for; all by default.
+        exits: exit layers to export a file for; by default all, and with the cascade the last one alone.
         cascade: whether to export the chain of stages too.
         early_exit: whether the cascade leaves early unless told otherwise, by the thresholds of the model's config.
         quantization: what to lower the precision with, once the float32 files are right.
+        exporter: what writes the files of exits: PyTorch's own exporter, which writes the cascade too, or Optimum's,
+            which needs Transformers 4.57.
         page: to add to the cascade, to run it in a browser. With a lower precision it offers float32 too, whose files
             are kept in a folder of that name.
 
     Raises:
         ValueError: where the model lacks what is asked for, the runtime cannot prepare images as the image processor
-            does, too few images are given to certify the thresholds anew, or `output` is not empty.
+            does, too few images are given to certify the thresholds anew, `output` is not empty, or the exporter
+            cannot be used here.
         ExportError: where a file's outputs differ from PyTorch's.
     """
-    output = Path(output).resolve()
+    output, image_processor = Path(output).resolve(), on_pillow(image_processor)
     if page and not cascade:
         raise ValueError("a page runs the cascade; export that too.")
     config = copy.deepcopy(model.config)
-    exits = list(config.exit_layers) if exits is None else sorted(set(exits))
+    if exits is None:
+        exits = config.exit_layers[-1:] if cascade else config.exit_layers
+    exits = sorted(set(exits))
     if not exits or not set(exits) <= set(config.exit_layers):
         raise ValueError(f"exits must be some of the model's, {config.exit_layers}, got {exits}.")
     if cascade:
@@ -136,6 +149,8 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not empty.")
 
+    write_exit = _writer(exporter)
+
     model = model.float().cpu().eval()
     files = [exit_file(layer, config.exit_layers) for layer in exits]
     if cascade:
@@ -144,11 +159,12 @@ def export(
     report = None
     with atomic_directory(output) as directory:
         for file in files:
-            export_and_compare(model, file, directory)
+            export_and_compare(model, file, directory, write_exit if file.kind == "exit" else write_graph)
         image_processor.save_pretrained(directory)
         if cascade:
             shutil.copy(cascade_mevit.__file__, directory)
-            runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=cascade_stages(config))
+            stages, options = cascade_stages(config), _frugal_options()
+            runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=stages, options=options)
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
         if quantization and page:
@@ -192,21 +208,45 @@ def atomic_directory(output: Path) -> Iterator[Path]:
         directory.rename(output)
 
 
-def export_and_compare(model: MEViTForImageClassification, file: GraphFile, directory: Path) -> None:
-    """Exports one graph with Optimum, and compares the file's outputs with the graph's on the same input.
+def export_and_compare(model: MEViTForImageClassification, file: GraphFile, directory: Path, write: Write) -> None:
+    """Writes one graph, and compares the file with PyTorch.
 
     Raises:
-        ExportError: where they differ by more than 1e-4.
+        ExportError: where outputs differ by more than 1e-4.
     """
     graph = build_graph(model, file)
-    module, onnx_config = graph.module.eval(), graph.onnx_config()
-    _, (outputs,) = export_models({file.name: (module, onnx_config)}, directory, opset=OPSET, output_names=[file.name])
-    try:
-        validate_model_outputs(
-            onnx_config, module, directory / file.name, outputs, atol=TOLERANCE, use_subprocess=False
-        )
-    except Exception as error:  # Optimum has a class for each kind of difference
-        raise ExportError(f"{file.name} differs from PyTorch: {' '.join(str(error).split())}") from error
+    write(graph, directory / file.name)
+    compare_graph(graph, directory / file.name)
+    _return_freed_memory()
+
+
+@torch.no_grad()
+def compare_graph(graph: Graph, file: Path) -> None:
+    """Compares a file's outputs with the graph's on noise: for one image and for two, with one query token and all.
+
+    Raises:
+        ExportError: where they differ by more than 1e-4, or the file does not run.
+    """
+    session = onnxruntime.InferenceSession(file, _frugal_options(), providers=["CPUExecutionProvider"])
+    for batch, queries in zip(COMPARED_BATCHES, (1, graph.num_queries), strict=True):
+        inputs = graph.noise(batch, queries)
+        expected = graph.module(**inputs)
+        try:
+            given = cascade_mevit.run(session, {name: value.numpy() for name, value in inputs.items()})
+        except ValueError as error:
+            raise ExportError(f"{file.name} does not run on {_sizes(inputs)}: {error}") from error
+        if list(given) != list(expected):
+            raise ExportError(f"the outputs of {file.name} must be {list(expected)}, got {list(given)}.")
+        for name, value in expected.items():
+            shape = tuple(given[name].shape)
+            if shape != tuple(value.shape):
+                raise ExportError(f"{name} of {file.name} must have shape {tuple(value.shape)}, got {shape}.")
+            difference = np.abs(given[name] - value.numpy()).max()
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{name} of {file.name} differs from PyTorch's by {difference:.2e} on {_sizes(inputs)}; "
+                    f"allowed is {TOLERANCE}."
+                )
 
 
 def cascade_description(config: MEViTConfig, quantization: Quantization | None) -> dict[str, Any]:
@@ -227,18 +267,18 @@ def compare_preprocessing(image_processor: BaseImageProcessor, cascade: cascade_
     """Has the runtime of an export and the image processor read an image of noise.
 
     Raises:
-        ExportError: where they differ by more than half a grey level on average.
+        ExportError: where a value differs by more than a tenth of a grey level.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (97, 131, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     expected = np.asarray(image_processor(image, return_tensors="np")["pixel_values"])
     settings = cascade.preprocessing
-    grey_level = settings.rescale / min(settings.std)
-    difference = np.abs(cascade.preprocess([image]) - expected).mean()
-    if not difference <= grey_level / 2:
+    in_grey_levels = np.asarray(settings.std)[:, None, None] / settings.rescale
+    difference = (np.abs(cascade.preprocess([image]) - expected) * in_grey_levels).max()
+    if not difference <= GREY_LEVELS:
         raise ExportError(
-            f"the runtime must prepare images as the image processor does; they differ by "
-            f"{difference / grey_level:.1f} grey levels on average, allowed is 0.5."
+            f"the runtime must prepare images as the image processor does; a value differs by {difference:.1f} grey "
+            f"levels, allowed is {GREY_LEVELS}."
         )
 
 
@@ -255,24 +295,26 @@ def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.C
     """
     config = model.config
     generator = torch.Generator().manual_seed(0)
-    # not the batch size that the graphs were traced with
-    pixel_values = torch.randn(8, config.num_channels, *to_2tuple(config.image_size), generator=generator)
-    expected = model(pixel_values, early_exit=False)
-    logits, _ = cascade.every_exit(pixel_values.numpy())
-    differences = np.abs(logits - expected.exit_logits.numpy()).max((0, 2))
+    # two at a time: not the batch size that the graphs were traced with, and little memory beside the weights
+    pairs = torch.randn(4, 2, config.num_channels, *to_2tuple(config.image_size), generator=generator)
+    outputs = [model(pair, early_exit=False) for pair in pairs]
+    exit_logits, scores = (torch.cat([one[name] for one in outputs]) for name in ("exit_logits", "exit_scores"))
+    logits = np.concatenate([cascade.every_exit(pair.numpy())[0] for pair in pairs])
+    differences = np.abs(logits - exit_logits.numpy()).max((0, 2))
     for layer, difference in zip(config.exit_layers, differences, strict=True):
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"the cascade's logits of exit {layer} differ from PyTorch's by {difference:.2e}; "
                 f"allowed is {TOLERANCE}."
             )
-    thresholds = _midway(expected.exit_scores[:, :-1].double().numpy())
-    output = cascade(pixel_values.numpy(), early_exit=True, exit_thresholds=thresholds)
-    exit_layer = model(pixel_values, early_exit=True, exit_thresholds=thresholds).exit_layer.numpy()
+    early: dict[str, Any] = {"early_exit": True, "exit_thresholds": _midway(scores[:, :-1].double().numpy())}
+    taken = [cascade(pair.numpy(), **early) for pair in pairs]
+    output = cascade_mevit.CascadeOutput(*(np.concatenate(arrays) for arrays in zip(*taken, strict=True)))
+    exit_layer = torch.cat([model(pair, **early).exit_layer for pair in pairs]).numpy()
     elsewhere = (output.exit_layer != exit_layer) & ~output.borderline
     if elsewhere.any():
         raise ExportError(f"{elsewhere.sum()} of {len(elsewhere)} images leave the cascade at another exit.")
-    combined = combine_exits(config.exit_combination, expected.exit_logits).numpy()
+    combined = combine_exits(config.exit_combination, exit_logits).numpy()
     places = np.searchsorted(config.exit_layers, output.exit_layer)
     difference = np.abs(output.logits - combined[np.arange(len(places)), places]).max()
     if not difference <= TOLERANCE:
@@ -280,6 +322,47 @@ def compare_cascade(model: MEViTForImageClassification, cascade: cascade_mevit.C
             f"the logits with which images leave the cascade differ from PyTorch's by {difference:.2e}; "
             f"allowed is {TOLERANCE}."
         )
+
+
+def _writer(exporter: str) -> Write:
+    """The function that writes a graph.
+
+    Raises:
+        ValueError: where the exporter is unknown, or does not run beside this version of Transformers.
+    """
+    if exporter == "torch":
+        return write_graph
+    if exporter != "optimum":
+        raise ValueError(f"exporter must be 'torch' or 'optimum', got {exporter!r}.")
+    try:
+        from .optimum_exporter import write_graph_with_optimum
+    except ImportError as error:  # of Optimum, or of what it imports of Transformers
+        raise ValueError(
+            f"exporter must be 'torch' here, got 'optimum', which cannot be imported beside Transformers "
+            f"{transformers.__version__} ({error}); pip install 'mevit[optimum]' brings a version that it runs on."
+        ) from error
+    return write_graph_with_optimum
+
+
+def _frugal_options() -> onnxruntime.SessionOptions:
+    """Of sessions that hold weights once: neither laid out anew for speed, nor in an arena that rounds sizes up."""
+    options = onnxruntime.SessionOptions()
+    for entry in ("disable_prepacking", "use_device_allocator_for_initializers"):
+        options.add_session_config_entry(f"session.{entry}", "1")
+    return options
+
+
+def _return_freed_memory() -> None:
+    """Gives what a session has freed back to the system, where the C library is glibc, which would keep most of it.
+
+    The next session then starts from the model alone; otherwise it adds up to half of the model to the peak.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # of another C library, or none that can be asked
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _sizes(inputs: dict[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
 
 
 def _midway(scores: np.ndarray) -> list[float]:

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs that are exported: modules that hold trained ones, each with its inputs, outputs and Optimum config.
+"""The graphs that are exported: modules that hold trained ones, each with its inputs and outputs.
 
 One graph for a model cut at an exit: images in, logits and score out. And for the cascade two graphs for each exit
 k, so that each weight lies in one of them only:
@@ -14,12 +14,11 @@ k, so that each weight lies in one of them only:
 B images, N tokens of width d, Q of them as queries, H heads.
 """
 
-import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from optimum.exporters.onnx.model_configs import ViTOnnxConfig
 from torch import Tensor, nn
 
 from ..configuration_mevit import MEViTConfig
@@ -30,7 +29,6 @@ from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import patch_grid, to_2tuple
 
 
-DUMMY_BATCH = 3
 BATCH = {0: "batch_size"}
 BATCH_AND_QUERIES = {0: "batch_size", 1: "queries"}
 
@@ -77,39 +75,18 @@ class Graph:
     """Something to export.
 
     Args:
-        module: in eval mode; called with the inputs by name, it returns the outputs by name.
+        module: in eval mode; called with the inputs by name, it returns the outputs by name, in this order.
         inputs: their dynamic axes.
         outputs: their dynamic axes.
-        dummy_inputs: inputs to trace it and to compare it with.
+        noise: makes inputs, by name, from a batch size and a number of query tokens, which query graphs alone have.
+        num_queries: the largest number of query tokens in a run.
     """
 
     module: nn.Module
     inputs: Axes
     outputs: Axes
-    dummy_inputs: dict[str, Tensor]
-
-    def onnx_config(self) -> "GraphOnnxConfig":
-        return GraphOnnxConfig(self)
-
-
-class GraphOnnxConfig(ViTOnnxConfig):  # type: ignore[misc]
-    """Optimum's config of a ViT, with the inputs and outputs of one of our graphs."""
-
-    def __init__(self, graph: Graph):
-        super().__init__(graph.module.config, task="image-classification")
-        self._graph = graph
-
-    @property
-    def inputs(self) -> Axes:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> Axes:
-        return self._graph.outputs
-
-    def generate_dummy_inputs(self, framework: str = "pt", **kwargs: Any) -> dict[str, Any]:
-        inputs = self._graph.dummy_inputs
-        return dict(inputs) if framework == "pt" else {name: value.numpy() for name, value in inputs.items()}
+    noise: Callable[[int, int], dict[str, Tensor]]
+    num_queries: int = 1
 
 
 def build_graph(model: MEViTForImageClassification, file: GraphFile) -> Graph:
@@ -117,10 +94,15 @@ def build_graph(model: MEViTForImageClassification, file: GraphFile) -> Graph:
     return {"exit": _exit_graph, "stage": _stage_graph, "query": _query_graph}[file.kind](model, file.exit_layer)
 
 
+def plain_graph(model: MEViTForImageClassification) -> Graph:
+    """The plain ViT that the model's last exit is: `pixel_values` (B, C, H, W) → `logits` (B, L)."""
+    return Graph(PlainModule(model), {"pixel_values": BATCH}, {"logits": BATCH}, _images(model.config))
+
+
 def _exit_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
     """`pixel_values` (B, C, H, W) → `logits` (B, L) and, unless the policy is patience, `score` (B,)."""
     module = ExitModule(model, exit_layer)
-    return Graph(module, {"pixel_values": BATCH}, _answers(model.config), {"pixel_values": _images(model.config)})
+    return Graph(module, {"pixel_values": BATCH}, _answers(model.config), _images(model.config))
 
 
 def _stage_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
@@ -129,13 +111,17 @@ def _stage_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
     Outputs: `normed` (B, N, d), the input of the exit's layer after its norm; `keys` and `values` (B, H, N, d/H); and
     `hidden_state` (B, N, d), that input before its norm, unless it is `previous` itself (neighbouring exits).
     """
-    module = StageModule(model, exit_layer)
+    config, module = model.config, StageModule(model, exit_layer)
     outputs = {name: BATCH for name in ("normed", "keys", "values")}
     if module.changes_state:
         outputs = {"hidden_state": BATCH, **outputs}
     if module.embeddings is not None:
-        return Graph(module, {"pixel_values": BATCH}, outputs, {"pixel_values": _images(model.config)})
-    return Graph(module, {"previous": BATCH}, outputs, {"previous": _states(model.config, _num_tokens(model.config))})
+        return Graph(module, {"pixel_values": BATCH}, outputs, _images(config))
+
+    def noise(batch: int, queries: int) -> dict[str, Tensor]:
+        return {"previous": torch.randn(batch, _num_tokens(config), config.hidden_size)}
+
+    return Graph(module, {"previous": BATCH}, outputs, noise)
 
 
 def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
@@ -151,14 +137,33 @@ def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
     config = model.config
     tokens, heads = _num_tokens(config), config.num_attention_heads
     inputs = {"hidden_queries": BATCH_AND_QUERIES, "normed_queries": BATCH_AND_QUERIES, "keys": BATCH, "values": BATCH}
-    dummies = {name: _states(config, tokens - 1) for name in ("hidden_queries", "normed_queries")}
-    for name in ("keys", "values"):
-        dummies[name] = torch.randn(DUMMY_BATCH, heads, tokens, config.hidden_size // heads)
     outputs = {"outputs": BATCH_AND_QUERIES, **_answers(config)}
     if config.exit_combination != "none":
         inputs["previous_sum"] = outputs["log_probability_sum"] = outputs["exit_logits"] = BATCH
-        dummies["previous_sum"] = torch.randn(DUMMY_BATCH, config.num_labels).log_softmax(-1)
-    return Graph(QueryModule(model, exit_layer), inputs, outputs, dummies)
+
+    def noise(batch: int, queries: int) -> dict[str, Tensor]:
+        of_queries = {
+            name: torch.randn(batch, queries, config.hidden_size) for name in ("hidden_queries", "normed_queries")
+        }
+        of_tokens = {
+            name: torch.randn(batch, heads, tokens, config.hidden_size // heads) for name in ("keys", "values")
+        }
+        passed = {"previous_sum": torch.randn(batch, config.num_labels).log_softmax(-1)}
+        return {**of_queries, **of_tokens, **(passed if "previous_sum" in inputs else {})}
+
+    return Graph(QueryModule(model, exit_layer), inputs, outputs, noise, num_queries=tokens - 1)
+
+
+class PlainModule(nn.Module):
+    """The plain ViT."""
+
+    def __init__(self, model: MEViTForImageClassification):
+        super().__init__()
+        self.config = model.config
+        self.model = model.to_vit()
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.model(pixel_values).logits}
 
 
 class ExitModule(nn.Module):
@@ -166,8 +171,8 @@ class ExitModule(nn.Module):
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
         super().__init__()
-        self.config = copy.deepcopy(model.config)  # exporting sets fields of it
-        self.model = model.truncate(exit_layer).eval()
+        self.config = model.config
+        self.model = model.truncate(exit_layer, copy=False)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         outputs = self.model(pixel_values, early_exit=False)
@@ -182,7 +187,7 @@ class StageModule(nn.Module):
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
         super().__init__()
-        self.config = copy.deepcopy(model.config)
+        self.config = model.config
         place = model.config.exit_layers.index(exit_layer)
         start = model.config.exit_layers[place - 1] if place else 0
         layers = encoder_layers(model.vit)
@@ -205,7 +210,7 @@ class QueryModule(nn.Module):
 
     def __init__(self, model: MEViTForImageClassification, exit_layer: int):
         super().__init__()
-        self.config = copy.deepcopy(model.config)
+        self.config = model.config
         self.layer = encoder_layers(model.vit)[exit_layer - 1]
         # the last exit's own norm does nothing, since the backbone's final norm is applied before
         is_last = exit_layer == model.config.num_hidden_layers
@@ -250,9 +255,6 @@ def _num_tokens(config: MEViTConfig) -> int:
     return rows * columns + 1
 
 
-def _images(config: MEViTConfig) -> Tensor:
-    return torch.randn(DUMMY_BATCH, config.num_channels, *to_2tuple(config.image_size))
-
-
-def _states(config: MEViTConfig, tokens: int) -> Tensor:
-    return torch.randn(DUMMY_BATCH, tokens, config.hidden_size)
+def _images(config: MEViTConfig) -> Callable[[int, int], dict[str, Tensor]]:
+    shape = (config.num_channels, *to_2tuple(config.image_size))
+    return lambda batch, queries: {"pixel_values": torch.randn(batch, *shape)}

@@ -34,7 +34,7 @@ from .runtime import MEViTCascade
 
 PRECISIONS = ("float16", "int8", "int8-dynamic")
 NUM_TRAINING_IMAGES = 128  # for activation ranges, drawn at random
-HEADS = ("classifier", "uncertainty")  # in the names of nodes that stay in float32
+HEADS = ("classifier.", "uncertainty.")  # in the names of weights that stay in float32
 QUANTIZED = ("MatMul", "Gemm")
 CPU_INFO = Path("/proc/cpuinfo")  # on Linux
 
@@ -292,11 +292,14 @@ def _unfinished_cascade(directory: Path, config: MEViTConfig) -> Cascade:
 
 
 def _nodes_in_float(model: onnx.ModelProto) -> list[str]:
-    """Heads, and products of two activations: the nodes that are not quantized."""
+    """Heads, and products of two activations: the nodes that are not quantized.
+
+    Heads are told by the names of their weights, which every exporter keeps; nodes have other names with each.
+    """
     weights = {initializer.name for initializer in model.graph.initializer}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type in QUANTIZED
-        and (any(head in node.name for head in HEADS) or not any(name in weights for name in node.input))
-    ]
+
+    def is_quantized(node: onnx.NodeProto) -> bool:
+        given = weights.intersection(node.input)
+        return bool(given) and not any(head in name for head in HEADS for name in given)
+
+    return [node.name for node in model.graph.node if node.op_type in QUANTIZED and not is_quantized(node)]

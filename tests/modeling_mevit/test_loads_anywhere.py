@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from modeling_mevit.data.image_processing import evaluation_transform, image_processor_for
 from tests.helpers.models import tiny_model
 
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "checkpoint_process.py"
-# the Python of an environment with the other major version of Transformers; `make test-transformers5` sets it
+# the Python of an environment with the other major version of Transformers; `make test-transformers4` sets it
 OTHER_PYTHON = os.environ.get("MEVIT_OTHER_PYTHON")
 
 
@@ -99,7 +99,9 @@ def test_pipeline_runs_it(tmp_path):
     image.save(file, format="PNG")
     (tmp_path / "image.png").write_bytes(file.getvalue())
 
-    answers = pipeline("image-classification", str(tmp_path))(str(tmp_path / "image.png"), top_k=5)
+    on_pillow = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    classify = pipeline("image-classification", str(tmp_path), image_processor=on_pillow)
+    answers = classify(str(tmp_path / "image.png"), top_k=5)
     with torch.no_grad():
         probabilities = model(evaluation_transform(processor)(image)[None]).logits.softmax(-1)[0]
     assert {answer["label"]: pytest.approx(answer["score"], abs=1e-5) for answer in answers} == {

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import ViTConfig, ViTForImageClassification
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
@@ -219,14 +220,35 @@ def test_a_truncated_model_is_the_exit(tmp_path, pixel_values, exit_layer):
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
-def test_truncating_copies_what_it_keeps_and_no_more(model):
-    def refuse(memo):
-        raise AssertionError("a layer that is cut off was copied")
+class NewMemory(TorchDispatchMode):
+    """Counts the bytes of tensors that operators make."""
 
-    encoder_layers(model.vit)[-1].__deepcopy__ = refuse
-    copies = {parameter.data_ptr(): parameter.nbytes for parameter in model.truncate(2).parameters()}
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        outputs = operator(*args, **(kwargs or {}))
+        given = {one.untyped_storage()._cdata for one in args if isinstance(one, torch.Tensor)}
+        is_new = isinstance(outputs, torch.Tensor) and outputs.untyped_storage()._cdata not in given
+        self.bytes += outputs.nbytes if is_new and not outputs.is_meta else 0
+        return outputs
+
+
+def test_truncating_copies_what_it_keeps_and_no_more(model):
+    with NewMemory() as memory:
+        small = model.truncate(2)
+    copies = {parameter.data_ptr(): parameter.nbytes for parameter in small.parameters()}
     assert not copies.keys() & {parameter.data_ptr() for parameter in model.parameters()}
-    assert sum(copies.values()) < 0.6 * sum(parameter.nbytes for parameter in model.parameters())
+    assert memory.bytes == sum(copies.values()) < 0.6 * sum(parameter.nbytes for parameter in model.parameters())
+
+
+def test_a_truncated_model_can_share_its_weights(model, pixel_values):
+    with NewMemory() as memory:
+        small = model.truncate(2, copy=False)
+    assert memory.bytes == 0
+    assert {one.data_ptr() for one in small.parameters()} < {one.data_ptr() for one in model.parameters()}
+    torch.testing.assert_close(small(pixel_values).logits, model(pixel_values).exit_logits[:, 0])
 
 
 def test_truncating_where_there_is_no_exit_is_refused(model):

@@ -39,7 +39,7 @@ find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else find_spec(name, *rest)
 """
 EXTRAS = ["datasets", "scipy", "matplotlib", "torchvision", "accelerate", "evaluate", "onnx", "onnxruntime"]
-EXTRAS += ["optimum", "sklearn", "pandas", "pyarrow"]
+EXTRAS += ["onnxscript", "onnx_ir", "optimum", "sklearn", "pandas", "pyarrow"]
 
 
 def run(code: str) -> str:
@@ -119,7 +119,7 @@ except SystemExit as stopped:
     [
         pytest.param("MEViTTrainer", "accelerate", "pip install 'mevit[train]'", marks=pytest.mark.slow),
         ("calibrate", "scipy", "pip install 'mevit[data]'"),
-        ("export", "optimum", "pip install 'mevit[onnx]'"),
+        ("export", "onnx_ir", "pip install 'mevit[onnx]'"),
         ("MEViTCascade", "onnxruntime", "pip install 'mevit[onnx]'"),
     ],
 )
@@ -136,7 +136,7 @@ except ImportError as error:
 
 
 def test_all_names_can_be_imported():
-    pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra mevit[onnx]")
     for name in modeling_mevit.__all__:
         assert getattr(modeling_mevit, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

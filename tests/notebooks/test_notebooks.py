@@ -29,7 +29,7 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("name", NAMES)
 def test_runs(name, output, tmp_path):
     if name == "edge_export":
-        pytest.importorskip("optimum.onnxruntime")
+        pytest.importorskip("onnxscript")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     settings = {"OUTPUT": str(output), "EXPORTED": str(tmp_path / "onnx"), "EPOCHS": 2}

@@ -31,7 +31,7 @@ def test_the_demo_keeps_its_promises(tmp_path):
     assert accuracies[-1] > 0.8
     assert "| exit | validation accuracy | test accuracy | cost | parameters |" in result.stdout
 
-    pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+    pytest.importorskip("onnxscript", reason="needs the extra mevit[onnx]")
     mevit = [str(Path(sys.executable).with_name("mevit"))]
     checkpoint, int8 = str(tmp_path / "demo"), str(tmp_path / "int8")
     export = [*mevit, "export", checkpoint, int8, "--precision", "int8", "--data", "demo", "--split", "test"]

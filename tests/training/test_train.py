@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 import run_results
 import settings
@@ -125,7 +125,8 @@ def test_prints_the_table(run_again, capsys):
 @pytest.mark.slow
 def test_the_saved_processor_and_model_reproduce_the_accuracy_of_every_exit(finished, folder):
     output, metrics = finished
-    classify = pipeline("image-classification", str(output))
+    on_pillow = AutoImageProcessor.from_pretrained(output, backend="pil")
+    classify = pipeline("image-classification", str(output), image_processor=on_pillow)
     files = sorted((folder / "test").rglob("*.png"))
     answers = [answer[0]["label"] for answer in classify([str(file) for file in files])]
     right = [label == file.parent.name for label, file in zip(answers, files, strict=True)]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An export that many tests read and none changes, and what goes into it. Skipped without the extra `mevit[onnx]`."""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from transformers import DeiTImageProcessor
 
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.data.image_processing import image_processor_for
+from tests.helpers.exports import write_once
 from tests.helpers.models import tiny_model
 
 
-if not (find_spec("optimum") and find_spec("optimum.onnxruntime") and find_spec("onnxruntime")):
+if not (find_spec("onnxruntime") and find_spec("onnxscript")):
     collect_ignore_glob = ["test_*.py", "*/test_*.py"]
 
 
@@ -25,6 +27,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graphs_written_once(tmp_path_factory):
+    """Writing a graph takes seconds: one that was written before, of equal weights, is copied. All are compared."""
+    from modeling_mevit.onnx import export as export_module
+
+    folder = tmp_path_factory.mktemp("graphs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_module, "write_graph", partial(write_once, folder, export_module.write_graph))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +56,8 @@ def exported(tmp_path_factory, processor) -> Path:
     from modeling_mevit.onnx.export import export
 
     output = tmp_path_factory.mktemp("export") / "out"
-    export(tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True), processor, output, cascade=True)
+    model = tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
+    export(model, processor, output, exits=[2, 3, 4], cascade=True)
     return output
 
 

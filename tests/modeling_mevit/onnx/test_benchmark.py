@@ -12,6 +12,9 @@ from modeling_mevit.onnx import _memory_probe, benchmark
 from modeling_mevit.reports.tables import benchmark_table
 
 
+pytestmark = pytest.mark.one_major
+
+
 class Meter:
     """An energy monitor that counts two joules for each window."""
 

@@ -23,6 +23,9 @@ from modeling_mevit.onnx.cascade_mevit import Cascade, read_image, read_labels, 
 from tests.helpers.models import TINY
 
 
+pytestmark = pytest.mark.one_major
+
+
 @pytest.fixture
 def copied(exported, tmp_path) -> Path:
     """A copy of the export, which a test may damage."""
@@ -40,7 +43,7 @@ def test_runs_where_neither_torch_nor_transformers_can_be_imported(exported, cal
     ]
     program.write_text("\n".join(lines))
     answer = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True).stdout
-    processor = AutoImageProcessor.from_pretrained(exported)
+    processor = AutoImageProcessor.from_pretrained(exported, backend="pil")
     with torch.no_grad():
         outputs = calibrated_model(processor(Image.open(image_file), return_tensors="pt")["pixel_values"])
     probability, label = outputs.logits.softmax(-1).max(-1)
@@ -57,7 +60,7 @@ def test_keeps_to_the_syntax_of_python_3_8():
 
 
 def test_reads_images_as_the_image_processor_does(exported, image_file):
-    processor = AutoImageProcessor.from_pretrained(exported)
+    processor = AutoImageProcessor.from_pretrained(exported, backend="pil")
     expected = processor(Image.open(image_file), return_tensors="np")["pixel_values"]
     given = Cascade(exported).preprocess([image_file, Image.open(image_file)])
     np.testing.assert_allclose(given, np.concatenate([expected, expected]), atol=1e-5)

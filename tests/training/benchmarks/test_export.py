@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-pytest.importorskip("optimum.exporters.onnx", reason="needs the extra mevit[onnx]")
+pytest.importorskip("onnxscript", reason="needs the extra mevit[onnx]")
 
 import export
 import timing
