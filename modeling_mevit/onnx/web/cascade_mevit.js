@@ -85,6 +85,7 @@ const STRIP = 2 ** 22; // pixels of an image that are read at a time
  * What happened at one exit.
  *
  * @typedef {object} ExitReached
+ * @property {number} place of the exit among all, from 0 on
  * @property {number[]} samples (R,), which images reach it
  * @property {Record<string, Tensor>} answers of its query graph, such as `logits` (R, L)
  * @property {Float32Array} scores (R,)
@@ -155,8 +156,8 @@ export class Cascade {
     const logits = new Float32Array(size * labels);
     const exitLayer = new Array(size).fill(this.exitLayers.at(-1));
     const borderline = new Array(size).fill(false);
-    let place = 0;
-    for await (const { samples, answers, scores } of this.exits(pixelValues, thresholds)) {
+    const counts = this.counts(thresholds);
+    for await (const { place, samples, answers, scores } of this.exits(pixelValues, thresholds, counts)) {
       samples.forEach((sample, row) => {
         // images that go on are written again at their next exit
         logits.set(rowOf(answers.logits, row), sample * labels);
@@ -164,7 +165,6 @@ export class Cascade {
         const distance = Math.abs(Math.fround(scores[row] - thresholds[place]));
         borderline[sample] ||= place < thresholds.length && distance < BORDERLINE;
       });
-      place += 1;
     }
     return { logits: tensor(logits, [size, labels]), exitLayer, borderline };
   }
@@ -183,16 +183,26 @@ export class Cascade {
     const [size, exits, labels] = [pixelValues.dims[0], this.exitLayers.length, this.labels.length];
     const logits = new Float32Array(size * exits * labels);
     const scores = new Float32Array(size * exits);
-    let place = 0;
-    for await (const reached of this.exits(pixelValues, this.thresholds(false))) {
-      const own = reached.answers.exit_logits ?? reached.answers.logits;
-      for (const sample of reached.samples) {
+    for await (const { place, samples, answers, scores: found } of this.exits(pixelValues, this.thresholds(false))) {
+      const own = answers.exit_logits ?? answers.logits;
+      for (const sample of samples) {
         logits.set(rowOf(own, sample), (sample * exits + place) * labels);
-        scores[sample * exits + place] = reached.scores[sample];
+        scores[sample * exits + place] = found[sample];
       }
-      place += 1;
     }
     return { logits: tensor(logits, [size, exits, labels]), scores: tensor(scores, [size, exits]) };
+  }
+
+  /**
+   * Which exits a run needs (E,): those where an image can leave, since no score is below 0; and all of them where an
+   * exit's answer depends on those before.
+   *
+   * @param {Float32Array} thresholds of {@link Cascade.thresholds}
+   * @returns {boolean[]}
+   */
+  counts(thresholds) {
+    const dependsOnAll = this.config.exit_policy === "patience" || combinesExits(this.stages[0].query);
+    return [...Array.from(thresholds, (threshold) => dependsOnAll || threshold > 0), true];
   }
 
   /**
@@ -200,9 +210,11 @@ export class Cascade {
    *
    * @param {Tensor} pixelValues (B, C, H, W)
    * @param {Float32Array} thresholds of {@link Cascade.thresholds}
-   * @returns {AsyncGenerator<ExitReached>} each exit that is reached
+   * @param {boolean[]} [counts] which exits are needed, all by default; at others, their layer is computed for all
+   *     tokens at once
+   * @returns {AsyncGenerator<ExitReached>} each exit that counts and is reached
    */
-  async *exits(pixelValues, thresholds) {
+  async *exits(pixelValues, thresholds, counts = this.stages.map(() => true)) {
     let state = pixelValues;
     let samples = [...Array(state.dims[0]).keys()]; // which images are still in the batch
     let labels = samples.map(() => -1);
@@ -214,6 +226,10 @@ export class Cascade {
       const outputs = await this.#feed(stage, { [stage.inputNames[0]]: state });
       // between neighbouring exits there is no layer, and the stage does not repeat its input
       let tokens = [outputs.hidden_state ?? state, outputs.normed, outputs.keys, outputs.values];
+      if (!counts[place]) {
+        state = (await this.#feed(query, queryInputs(query, tokens, allTokens, passed))).outputs;
+        continue;
+      }
       const answers = await this.#feed(query, queryInputs(query, tokens, firstToken, passed));
       passed = answers.log_probability_sum ?? passed;
       // an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
@@ -226,7 +242,7 @@ export class Cascade {
         Float32Array.from(streak, (count, row) =>
           predicted[row] < 0 ? NaN : 1 - Math.fround(count / this.stages.length),
         );
-      yield { samples, answers, scores };
+      yield { place, samples, answers, scores };
       if (place === thresholds.length) return;
 
       const stay = [];
@@ -327,7 +343,7 @@ export class Cascade {
   #checkGraphs() {
     for (const [place, { stage, query }] of this.stages.entries()) {
       const exit = `exit ${this.exitLayers[place]}`;
-      const combines = query.inputNames.includes("previous_sum");
+      const combines = combinesExits(query);
       const needed = ["outputs", "logits", ...(combines ? ["exit_logits", "log_probability_sum"] : [])];
       const missing = ["normed", "keys", "values"].filter((name) => !stage.outputNames.includes(name));
       missing.push(...needed.filter((name) => !query.outputNames.includes(name)));
@@ -648,6 +664,7 @@ function slice({ data, dims: [size, tokens, width] }, first, count) {
 }
 
 const firstToken = (all) => slice(all, 0, 1); // [CLS]
+const allTokens = (all) => all;
 const otherTokens = (all) => slice(all, 1, all.dims[1] - 1);
 
 /** Puts the tokens of each image one behind another: (B, 1, d) and (B, N − 1, d) → (B, N, d). */
@@ -664,7 +681,12 @@ function joined(cls, patches) {
 /** What a query graph is fed, to compute its layer for some of the tokens that its stage handed on. */
 function queryInputs(query, [hidden, normed, keys, values], queries, passed) {
   const inputs = { hidden_queries: queries(hidden), normed_queries: queries(normed), keys, values };
-  return query.inputNames.includes("previous_sum") ? { ...inputs, previous_sum: passed } : inputs;
+  return combinesExits(query) ? { ...inputs, previous_sum: passed } : inputs;
+}
+
+/** Whether a query graph is of a cascade whose exits are combined. */
+function combinesExits(query) {
+  return query.inputNames.includes("previous_sum");
 }
 
 /** The place of the largest of some logits, or −1 where they are not all finite. */

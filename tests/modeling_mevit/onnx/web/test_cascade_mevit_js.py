@@ -160,6 +160,24 @@ def test_later_stages_run_on_the_images_that_go_on(javascript, exported):
     assert output["fed"] == expected
 
 
+def test_an_exit_where_nobody_can_leave_is_not_asked(javascript, exported):
+    images = pixel_values(8).numpy()
+    cascade = Cascade(exported)
+    second = float(np.sort(cascade.every_exit(images)[1][:, 1])[3:5].mean())
+    options = [{"exitThresholds": [0.0, second]}, {"earlyExit": False}]
+    some, none = javascript("run", directory=exported, pixelValues=images, options=options)["outputs"]
+    expected = cascade(images, early_exit=True, exit_thresholds=[0.0, second])
+    assert some["exitLayer"] == expected.exit_layer.tolist() and set(some["exitLayer"]) == {3, 4}
+    np.testing.assert_allclose(some["logits"], expected.logits, atol=1e-5)
+    np.testing.assert_allclose(none["logits"], cascade(images, early_exit=False).logits, atol=1e-5)
+    stay = some["exitLayer"].count(4)
+    first, last = [[0, "stage", 8], [0, "query", 8]], [2, "stage", 8]
+    assert some["fed"] == [*first, [1, "stage", 8], [1, "query", 8], [1, "query", stay]] + [
+        [2, kind, stay] for kind in ("stage", "query")
+    ]
+    assert none["fed"] == [*first, [1, "stage", 8], [1, "query", 8], last, [2, "query", 8]]
+
+
 def test_images_near_a_threshold_are_told(javascript, exported):
     images = pixel_values(8).numpy()
     _, scores = Cascade(exported).every_exit(images)
