@@ -61,6 +61,13 @@ class DataArguments:
     resize_size: int | None = field(
         default=None, metadata={"help": "Side in pixels to which images are resized before the crop; 600/448 of it."}
     )
+    min_crop_area: float | None = field(
+        default=None,
+        metadata={
+            "help": "Smallest share of an image's area in a training crop of random area and aspect ratio "
+            "(RandomResizedCrop); without it, crops have the size of what the model sees."
+        },
+    )
     auto_augment: bool = field(default=False, metadata={"help": "Whether to apply AutoAugment (ImageNet policy)."})
 
 

@@ -72,7 +72,7 @@ def prepare(arguments: RunArguments) -> Run:
     model = make_model(arguments, splits["train"].features["label"].names)
 
     testing = evaluation_transform(image_processor)
-    augmented = train_transform(image_processor, data.auto_augment)
+    augmented = train_transform(image_processor, data.auto_augment, data.min_crop_area)
     trainer_class = MEViTTrainer if arguments.model.architecture == "mevit" else TransFGTrainer
     trainer = trainer_class(
         model=model,

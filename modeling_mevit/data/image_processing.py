@@ -101,26 +101,38 @@ def on_pillow(image_processor: Any) -> Any:
     return image_processor if pillow is None else pillow.from_dict(image_processor.to_dict())
 
 
-def train_transform(image_processor: DeiTImageProcessor, auto_augment: bool = False) -> Transform:
+def train_transform(
+    image_processor: DeiTImageProcessor, auto_augment: bool = False, min_crop_area: float | None = None
+) -> Transform:
     """Makes the training transform that belongs to a test transform: random crop and flip in place of the centre.
 
     Args:
         image_processor: processor of `image_processor_for`; sizes, interpolation, mean and deviation are read from it.
         auto_augment: whether to apply AutoAugment's ImageNet policy too, as TransFG does for Stanford Cars.
+        min_crop_area: smallest share of an image's area, above 0 and at most 1, that a crop keeps. Crops then have
+            random area and aspect ratio, and are resized (`RandomResizedCrop`; Szegedy et al., CVPR 2015). Without it
+            they have the test crop's size, from the resized image.
 
     Returns:
         Function from an RGB image to a float32 tensor `(3, H, W)`. It draws from torch's global random state.
 
     Raises:
         ImportError: if torchvision is not installed.
+        ValueError: if `min_crop_area` is not above 0 and at most 1.
     """
     from torchvision.transforms import v2  # needed to train only
 
-    resized, crop = image_processor.size, image_processor.crop_size
+    if min_crop_area is not None and not 0 < min_crop_area <= 1:
+        raise ValueError(f"min_crop_area must be above 0 and at most 1, got {min_crop_area}")
+    resized, crop = ((size["height"], size["width"]) for size in (image_processor.size, image_processor.crop_size))
+    interpolation = image_processor.resample
+    if min_crop_area is None:
+        crops = [v2.Resize(resized, interpolation=interpolation), v2.RandomCrop(crop)]
+    else:
+        crops = [v2.RandomResizedCrop(crop, scale=(min_crop_area, 1.0), interpolation=interpolation)]
     return v2.Compose(
         [
-            v2.Resize((resized["height"], resized["width"]), interpolation=image_processor.resample),
-            v2.RandomCrop((crop["height"], crop["width"])),
+            *crops,
             v2.RandomHorizontalFlip(),
             *([v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)] if auto_augment else []),
             v2.ToImage(),

@@ -165,6 +165,27 @@ def test_train_transform_crops_and_flips_what_testing_resizes():
     assert {left for _, left, _ in places} == set(range(7))
 
 
+def test_crops_keep_a_random_share_of_the_area():
+    side = np.linspace(0, 255, 128).round()
+    image = Image.fromarray(np.stack([*np.meshgrid(side, side), np.zeros((128, 128))], axis=-1).astype(np.uint8))
+    transform = train_transform(image_processor_for(32, **UNCHANGED), min_crop_area=0.35)
+    torch.manual_seed(0)
+    pixels = torch.stack([transform(image) for _ in range(100)])  # red tells the column, green the row
+    assert pixels.shape == (100, 3, 32, 32)
+    width, height = pixels[:, :2].amax((-2, -1)).sub(pixels[:, :2].amin((-2, -1))).unbind(-1)
+    areas, ratios = width * height, width / height
+    assert areas.min() == pytest.approx(0.35, abs=0.06) and areas.max() > 0.9  # means of 4 pixels reach no edge
+    assert ratios.min() < 0.85 and ratios.max() > 1.18
+    flipped = pixels[:, 0, 0, 0] > pixels[:, 0, 0, -1]
+    assert 30 < flipped.sum() < 70
+
+
+@pytest.mark.parametrize("area", [0.0, 1.5, -0.1])
+def test_a_crop_keeps_some_of_the_image(area):
+    with pytest.raises(ValueError, match=f"min_crop_area must be above 0 and at most 1, got {area}"):
+        train_transform(image_processor_for(16, **UNCHANGED), min_crop_area=area)
+
+
 def test_auto_augment_changes_more_than_crop_and_flip():
     flat = Image.new("RGB", (40, 40), (200, 100, 50))
     processor = image_processor_for(16, **UNCHANGED)
