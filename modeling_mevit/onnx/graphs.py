@@ -151,7 +151,7 @@ def _query_graph(model: MEViTForImageClassification, exit_layer: int) -> Graph:
         passed = {"previous_sum": torch.randn(batch, config.num_labels).log_softmax(-1)}
         return {**of_queries, **of_tokens, **(passed if "previous_sum" in inputs else {})}
 
-    return Graph(QueryModule(model, exit_layer), inputs, outputs, noise, num_queries=tokens - 1)
+    return Graph(QueryModule(model, exit_layer), inputs, outputs, noise, num_queries=tokens)
 
 
 class PlainModule(nn.Module):

@@ -62,6 +62,14 @@ def exported(tmp_path_factory, processor) -> Path:
 
 
 @pytest.fixture
+def calibrated(mevit, checkpoint, photos) -> Path:
+    """A checkpoint that leaves early, by its thresholds."""
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.8", "--policy", "confidence")
+    assert code == 0
+    return checkpoint
+
+
+@pytest.fixture
 def images() -> torch.Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 

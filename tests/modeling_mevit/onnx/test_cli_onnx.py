@@ -16,13 +16,6 @@ pytestmark = pytest.mark.one_major
 
 
 @pytest.fixture
-def calibrated(mevit, checkpoint, photos) -> Path:
-    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.8", "--policy", "confidence")
-    assert code == 0
-    return checkpoint
-
-
-@pytest.fixture
 def exported(mevit, calibrated, tmp_path) -> Path:
     code, out = mevit("export", calibrated, tmp_path / "out", "--exits", "2,3,4", "--cascade")
     assert code == 0

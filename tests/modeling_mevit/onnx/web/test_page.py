@@ -37,13 +37,6 @@ def pretended_ort(tmp_path) -> Path:
 
 
 @pytest.fixture
-def calibrated(mevit, checkpoint, photos) -> Path:
-    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.8", "--policy", "confidence")
-    assert code == 0
-    return checkpoint
-
-
-@pytest.fixture
 def examples(tmp_path) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6  # turned

@@ -33,12 +33,7 @@ try:
 except ImportError:
     sync_playwright = None
 
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-]
+FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 PATIENCE = 120_000  # ms
 LABELS = {number: f"<b>species {number}</b>" for number in range(5)}  # a label is text, whatever it says
 
@@ -60,11 +55,13 @@ class Samples:
 def browser() -> Iterator["Browser"]:
     if sync_playwright is None:
         missing("the Python package playwright is not installed")
+    from browser import ARGUMENTS, CHROMIUM  # it needs playwright
+
     found = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if found is None:
         missing("no Chromium is installed")
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=found, headless=True, args=ARGUMENTS)
+        started = playwright.chromium.launch(executable_path=found, headless=True, args=[*ARGUMENTS, *FAKE_CAMERA])
         yield started
         started.close()
 
