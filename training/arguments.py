@@ -68,7 +68,9 @@ class DataArguments:
             "(RandomResizedCrop); without it, crops have the size of what the model sees."
         },
     )
-    auto_augment: bool = field(default=False, metadata={"help": "Whether to apply AutoAugment (ImageNet policy)."})
+    auto_augment: Literal["imagenet", "ta_wide"] | None = field(
+        default=None, metadata={"help": "'imagenet': AutoAugment with its ImageNet policy; 'ta_wide': TrivialAugment."}
+    )
 
 
 @dataclass(frozen=True)

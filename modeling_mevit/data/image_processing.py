@@ -13,7 +13,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ..vit_backbone_mevit import to_2tuple
 RESIZE_RATIO = 600 / 448
 
 Transform = Callable[[Image.Image], torch.Tensor]
+AutoAugment = Literal["imagenet", "ta_wide"]
 
 
 def read_image(path_or_bytes: str | PathLike[str] | bytes, banner: int = 0) -> Image.Image:
@@ -102,13 +103,17 @@ def on_pillow(image_processor: Any) -> Any:
 
 
 def train_transform(
-    image_processor: DeiTImageProcessor, auto_augment: bool = False, min_crop_area: float | None = None
+    image_processor: DeiTImageProcessor,
+    auto_augment: AutoAugment | None = None,
+    min_crop_area: float | None = None,
 ) -> Transform:
     """Makes the training transform that belongs to a test transform: random crop and flip in place of the centre.
 
     Args:
         image_processor: processor of `image_processor_for`; sizes, interpolation, mean and deviation are read from it.
-        auto_augment: whether to apply AutoAugment's ImageNet policy too, as TransFG does for Stanford Cars.
+        auto_augment: `"imagenet"`: AutoAugment's ImageNet policy too, as TransFG does for Stanford Cars; `"ta_wide"`:
+            TrivialAugment (Müller and Hutter, ICCV 2021), one operation of random strength on each image. The names
+            are those of torchvision's training scripts.
         min_crop_area: smallest share of an image's area, above 0 and at most 1, that a crop keeps. Crops then have
             random area and aspect ratio, and are resized (`RandomResizedCrop`; Szegedy et al., CVPR 2015). Without it
             they have the test crop's size, from the resized image.
@@ -118,10 +123,12 @@ def train_transform(
 
     Raises:
         ImportError: if torchvision is not installed.
-        ValueError: if `min_crop_area` is not above 0 and at most 1.
+        ValueError: if `min_crop_area` is not above 0 and at most 1, or `auto_augment` has no such policy.
     """
     from torchvision.transforms import v2  # needed to train only
 
+    if auto_augment not in (None, *get_args(AutoAugment)):
+        raise ValueError(f"auto_augment must be one of {', '.join(get_args(AutoAugment))}, got {auto_augment!r}")
     if min_crop_area is not None and not 0 < min_crop_area <= 1:
         raise ValueError(f"min_crop_area must be above 0 and at most 1, got {min_crop_area}")
     resized, crop = ((size["height"], size["width"]) for size in (image_processor.size, image_processor.crop_size))
@@ -134,7 +141,8 @@ def train_transform(
         [
             *crops,
             v2.RandomHorizontalFlip(),
-            *([v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)] if auto_augment else []),
+            *([v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)] if auto_augment == "imagenet" else []),
+            *([v2.TrivialAugmentWide()] if auto_augment == "ta_wide" else []),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(image_processor.image_mean, image_processor.image_std),

@@ -30,7 +30,7 @@ def rows(tmp_path) -> datasets.Dataset:
     return rows.cast_column("image", datasets.Image(decode=False))
 
 
-TRANSFORM = train_transform(image_processor_for(16, resize_size=64, **HALF), auto_augment=True)
+TRANSFORM = train_transform(image_processor_for(16, resize_size=64, **HALF), auto_augment="imagenet")
 
 
 def epoch_of(loader: DataLoader, epoch: int) -> dict[int, torch.Tensor]:

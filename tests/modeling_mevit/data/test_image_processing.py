@@ -186,14 +186,20 @@ def test_a_crop_keeps_some_of_the_image(area):
         train_transform(image_processor_for(16, **UNCHANGED), min_crop_area=area)
 
 
-def test_auto_augment_changes_more_than_crop_and_flip():
+@pytest.mark.parametrize("policy", ["imagenet", "ta_wide"])
+def test_auto_augment_changes_more_than_crop_and_flip(policy):
     flat = Image.new("RGB", (40, 40), (200, 100, 50))
     processor = image_processor_for(16, **UNCHANGED)
     expected = torch.tensor([200, 100, 50])[:, None, None].expand(3, 16, 16) / 255
     torch.manual_seed(0)
-    plain, augmented = train_transform(processor), train_transform(processor, auto_augment=True)
+    plain, augmented = train_transform(processor), train_transform(processor, policy)
     assert all(torch.allclose(plain(flat), expected) for _ in range(10))
     assert not all(torch.allclose(augmented(flat), expected, atol=0.05) for _ in range(10))
+
+
+def test_auto_augment_has_no_other_policies():
+    with pytest.raises(ValueError, match="auto_augment must be one of imagenet, ta_wide, got 'augmix'"):
+        train_transform(image_processor_for(16, **UNCHANGED), "augmix")
 
 
 def test_saved_processor_is_the_test_transform(tmp_path):
