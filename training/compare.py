@@ -5,10 +5,12 @@
     accelerate launch training/compare.py compare_grocery_store.yaml --dataset PATH --backbone PATH
 
 One recipe for all models, several seeds. A run that is finished is not trained again, one that was interrupted goes
-on, and what was measured is kept in `comparison/` until what it depends on changes: runs, settings or machine.
+on, and what was measured is kept in `comparison/` until what it depends on changes: runs, settings or machine. With
+`--selection_fraction`, thresholds are chosen on the images held out from train too, and test is not looked at before
+every run is trained.
 
 - `table.md`: accuracy (mean and standard deviation over seeds) with the paired bootstrap interval of its difference to
-  the plain ViT, latency at batch 8, cost as the papers count it and as it is here;
+  the plain ViT, latency at batch 8, cost as the papers count it and as it is here; early exit at several mean costs;
 - `exits.png`: accuracy of every exit by its cost, and of early exit with thresholds from validation (figure 2);
 - `attention.png`: where [CLS] looks in each layer, and in the table how similar that is to the last layer (figure 3);
 - `classes.png`: what each class gains or loses at the earliest exit (figure 4);
@@ -122,19 +124,18 @@ def read(argv: list[str]) -> Comparison:
             directory = Path(arguments.output_dir, f"{name}-seed{seed}")
             own = {**common, **model.get("options", {}), "seed": seed, "output_dir": str(directory)}
             runs[name][directory] = train.RunArguments(*train.settings_parser().parse([], own))
-            if runs[name][directory].data.selection_fraction:
-                raise ValueError("selection_fraction must be 0, since the comparison is made on the test images")
     return Comparison(arguments, runs)
 
 
 def ensure_trained(directory: Path, arguments: train.RunArguments) -> None:
-    """Trains a run to its end, unless it is finished.
+    """Trains a run to its end, unless it is finished. Of one that is measured, the weights may be gone.
 
     Raises:
         ValueError: if the directory holds a run with another recipe.
     """
     metrics = directory / "metrics.json"
-    if not (metrics.is_file() and (directory / "model.safetensors").is_file()):
+    kept = any((directory / name).is_file() for name in ("model.safetensors", "test_predictions.json"))
+    if not (metrics.is_file() and kept):
         logger.info("training %s", directory)
         train.run(train.prepare(arguments))
         return
@@ -156,10 +157,10 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     plain, ours = comparison.directories(PLAIN), comparison.directories(OURS)
     transfg = comparison.directories(TRANSFG)[0] if TRANSFG in comparison.runs else None
     data = comparison.runs[OURS][ours[0]].data
-    validation, test = (
-        DataSource(data.dataset, split, image_column=data.image_column, label_column=data.label_column)
-        for split in ("validation", "test")
-    )
+    test = DataSource(data.dataset, "test", image_column=data.image_column, label_column=data.label_column)
+    for model in comparison.runs:
+        for directory in comparison.directories(model):
+            measurements.ensure_tested(directory, test)
     runs = {
         model: {directory.name: run_digest(directory) for directory in comparison.directories(model)}
         for model in comparison.runs
@@ -169,8 +170,12 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     curves = [
         cached(
             report / f"early_exit-{directory.name}.json",
-            {"policy": arguments.policy, "run": run_digest(directory)},
-            partial(measurements.early_exit_curve, directory, validation, test, arguments.policy),
+            {
+                "policy": arguments.policy,
+                "selection_fraction": data.selection_fraction,
+                "run": run_digest(directory),
+            },
+            partial(measurements.early_exit_curve, directory, data, test, arguments.policy),
         )
         for directory in ours
     ]
@@ -213,7 +218,7 @@ def compare(comparison: Comparison) -> dict[str, Any]:
                 rounds=arguments.latency_rounds,
             ),
         ),
-        "early_exit": curves,
+        "early_exit": measurements.early_exit_rows(curves, ours, plain),
         "attention_similarity": similarity,
         "class_changes": [None if np.isnan(change) else change for change in changes.tolist()],
         "environment": environment,
@@ -247,15 +252,15 @@ def attention(comparison: Comparison, directory: Path, test: DataSource) -> list
 
 def write_figures(report: Path, results: dict[str, Any], changes: np.ndarray) -> None:
     """`exits.png` and `classes.png`."""
-    rows, curves = results["accuracy"][OURS], results["early_exit"]
+    rows = results["accuracy"][OURS]
     layers = [row["exit"] for row in rows]
-    points = [[[point["cost"], point["accuracy"]] for point in curve] for curve in curves]
+    curve = [(np.mean(row["costs"]), np.mean(row["seeds"])) for row in results["early_exit"]]
     exit_accuracies(
         layers,
         np.array([row["seeds"] for row in rows]).T,
         [results["cost"][f"{OURS}_{layer}"]["here"] for layer in layers],
         np.array(results["accuracy"][PLAIN][-1]["seeds"]),
-        np.mean(points, axis=0) if all(curves) else None,
+        np.array(curve) if curve else None,
     ).savefig(report / "exits.png", dpi=120)
     title = f"exit {layers[0]} against exit {layers[-1]}"
     class_changes_figure(changes, title).savefig(report / "classes.png", dpi=120)
@@ -285,6 +290,23 @@ def tables(results: dict[str, Any]) -> str:
             )
     header = ("model", "test accuracy (%)", "difference (points)", "95 % interval", "latency (ms)", "relative")
     parts = [markdown_table((*header, "cost as published", "cost here"), rows)]
+    early_exit = [
+        (
+            f"{row['budget']:.2f}",
+            f"{np.mean(row['costs']):.3f}",
+            mean_and_std(row["seeds"]),
+            f"{100 * row['difference']:+.1f}",
+            " … ".join(f"{100 * end:+.1f}" for end in row["interval"]),
+        )
+        for row in results["early_exit"]
+    ]
+    if early_exit:
+        parts.append(
+            markdown_table(
+                ("early exit at a mean cost of at most", "cost on test", *header[1:4]),
+                early_exit,
+            )
+        )
     published = [ratio for name, ratio in latency["relative_latency"].items() if name.endswith("by matrix_product")]
     if published:
         parts.append(

@@ -4,6 +4,7 @@
 
 import hashlib
 import json
+import string
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -13,22 +14,28 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
-from transformers import AutoModelForImageClassification, ViTForImageClassification
+from transformers import AutoConfig, AutoModelForImageClassification, ViTForImageClassification
 
+from arguments import DataArguments
 from baselines import TransFGConfig, TransFGForImageClassification
+from baselines.transfg import predict
 from benchmarks.timing import median_ratio, times_in_turn
+from compare_runs import correct_predictions, paired_interval
 from modeling_mevit import DataSource, ImageClassificationDataset, MEViTConfig, MEViTForImageClassification
 from modeling_mevit.checkpoint import load_image_processor
-from modeling_mevit.data.image_processing import denormalize
+from modeling_mevit.data.datasets import load_splits
+from modeling_mevit.data.image_processing import denormalize, evaluation_transform
 from modeling_mevit.early_exit.calibration import best_within_cost, shared_thresholds
 from modeling_mevit.early_exit.cost import relative_cost, static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.reports.attention import cls_attention, similarity_to_last
 from modeling_mevit.reports.figures import attention_maps
+from run_results import write_predictions
 
 
 BUDGETS = np.linspace(0.45, 0.9, 10)  # mean costs that thresholds are chosen for
+_DIGITS = string.digits + string.ascii_letters  # of the place of an exit
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,8 +75,28 @@ def attention_of(directory: Path) -> str | None:
 
 def images_of(source: DataSource, directory: Path) -> ImageClassificationDataset:
     """Images as the model of a run sees them."""
-    config = MEViTConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return source.load(config.label2id, load_image_processor(str(directory)))
+
+
+def held_out_images(data: DataArguments, directory: Path) -> ImageClassificationDataset:
+    """The validation images of a run's training, with those that `selection_fraction` moved there, as it saw them."""
+    splits = load_splits(
+        data.dataset,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        selection_fraction=data.selection_fraction,
+    )
+    return ImageClassificationDataset(splits["validation"], evaluation_transform(load_image_processor(str(directory))))
+
+
+def ensure_tested(directory: Path, test: DataSource) -> None:
+    """Predicts the test images with a run that was trained without looking at them, unless that is done."""
+    file = directory / "test_predictions.json"
+    if not file.is_file():
+        model = load(directory)
+        predict_all = predict_exits if isinstance(model, MEViTForImageClassification) else predict
+        write_predictions(file, predict_all(model, images_of(test, directory)))
 
 
 def model_costs(config: MEViTConfig, transfg: TransFGConfig | None = None) -> dict[str, dict[str, float]]:
@@ -119,18 +146,62 @@ def latencies(plain: Path, ours: Path, transfg: Path | None, *, batch_size: int,
     }
 
 
-def early_exit_curve(directory: Path, validation: DataSource, test: DataSource, policy: str) -> list[dict[str, float]]:
-    """Mean cost and accuracy on test of early exit, with thresholds chosen on validation for each of `BUDGETS`."""
+def early_exit_curve(directory: Path, data: DataArguments, test: DataSource, policy: str) -> list[dict[str, Any]]:
+    """A run's early exit on test, with thresholds chosen on the images held out from its training.
+
+    Args:
+        directory: of the run.
+        data: what it was trained on.
+        test: the images to measure on.
+        policy: exit policy.
+
+    Returns:
+        For each of `BUDGETS` that its earliest exit leaves room for: `budget`; `cost`, the mean on test; `taken`, a
+        digit for each image: the place of the exit that it took. Of a model with one exit, nothing.
+    """
     model = load(directory)
     if len(model.config.exit_layers) < 2:
         return []
-    chosen_on, measured_on = (predict_exits(model, images_of(source, directory)) for source in (validation, test))
+    chosen_on = predict_exits(model, held_out_images(data, directory))
+    measured_on = predict_exits(model, images_of(test, directory))
     tried = [chosen_on.simulate(policy, thresholds) for thresholds in shared_thresholds(chosen_on, policy)]
     points = []
     for budget in BUDGETS[chosen_on.costs[0] < BUDGETS]:
-        point = measured_on.simulate(policy, best_within_cost(tried, budget).thresholds)
-        points.append({"budget": float(budget), "cost": point.cost, "accuracy": point.accuracy})
+        taken = measured_on.exit_indices(policy, best_within_cost(tried, budget).thresholds)
+        cost = float(measured_on.costs[taken].mean())
+        points.append({"budget": float(budget), "cost": cost, "taken": "".join(map(_DIGITS.__getitem__, taken))})
     return points
+
+
+def early_exit_rows(curves: list[list[dict[str, Any]]], ours: list[Path], plain: list[Path]) -> list[dict[str, Any]]:
+    """Early exit against the plain ViT: the curves of all seeds of a model together.
+
+    Args:
+        curves: of [`early_exit_curve`], one for each run.
+        ours: these runs.
+        plain: runs of the plain ViT.
+
+    Returns:
+        For each budget: `budget`; `costs` and `seeds`, mean cost and accuracy of each run; `difference` to the plain
+        ViT, and its 95 % paired bootstrap `interval`.
+    """
+    reference = correct_predictions(plain, "test")[1][:, :, -1].mean(0)  # (N,)
+    _, correct, _ = correct_predictions(ours, "test")  # (seeds, N, E)
+    rows = []
+    for points in zip(*curves, strict=True):
+        taken = np.array([[_DIGITS.index(digit) for digit in point["taken"]] for point in points])  # (seeds, N)
+        right = np.take_along_axis(correct, taken[..., None], axis=2)[..., 0]
+        difference = right.mean(0) - reference
+        rows.append(
+            {
+                "budget": points[0]["budget"],
+                "costs": [point["cost"] for point in points],
+                "seeds": right.mean(1).tolist(),
+                "difference": float(difference.mean()),
+                "interval": paired_interval(difference, resamples=10_000),
+            }
+        )
+    return rows
 
 
 def attention_similarity(

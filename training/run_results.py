@@ -171,11 +171,8 @@ def write_results(run: Run, seconds: float | None, only_missing: bool) -> dict[s
         model = load_classifier(str(output), str(trainer.args.device))
         predictions = predict_splits(run, model)
         for split, predicted in predictions.items():
-            content = {"exit_layers": predicted.exit_layers, "labels": predicted.labels.tolist()}
             if is_due(f"{split}_predictions.json"):
-                write_json(
-                    output / f"{split}_predictions.json", {**content, "predictions": predicted.predictions.tolist()}
-                )
+                write_predictions(output / f"{split}_predictions.json", predicted)
         if metrics_are_due:
             write_json(output / "metrics.json", metrics_of(run, model, predictions, seconds), indent=2)
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
@@ -193,6 +190,12 @@ def write_results(run: Run, seconds: float | None, only_missing: bool) -> dict[s
         trainer.save_state()
     print(f"\n{results_table(metrics['exits'])}\n\nEverything is in {output}.")
     return metrics
+
+
+def write_predictions(file: Path, predicted: ExitPredictions) -> None:
+    """Writes what every exit predicts of every image of a split, and the labels."""
+    content = {"exit_layers": predicted.exit_layers, "labels": predicted.labels.tolist()}
+    write_json(file, {**content, "predictions": predicted.predictions.tolist()})
 
 
 def steps_written(output: Path) -> int | None:

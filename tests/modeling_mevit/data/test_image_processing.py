@@ -123,7 +123,8 @@ def test_resized_sides(arguments, resized):
     assert (processor.size["height"], processor.size["width"]) == resized
     size = arguments["image_size"]
     shape = (3, size, size) if isinstance(size, int) else (3, *size)
-    for transform in (evaluation_transform(processor), train_transform(processor), train_transform(processor, True)):
+    training = (train_transform(processor, policy) for policy in (None, "imagenet", "ta_wide"))
+    for transform in (evaluation_transform(processor), *training):
         pixels = transform(noise())
         assert pixels.shape == shape and pixels.dtype == torch.float32 and type(pixels) is torch.Tensor
 
