@@ -89,6 +89,9 @@ def calibrate(
         Literal["harm", "difference"] | None,
         typer.Option(help="With a drop and a confidence: test the harm rate, the default, or the drop itself."),
     ] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Layers whose exits images may leave at, such as 6,8; all by default.")
+    ] = None,
     policy: Annotated[Policy | None, typer.Option(help="Exit policy; the checkpoint's by default.")] = None,
     output: Output = None,
     image_column: ImageColumn = None,
@@ -104,7 +107,8 @@ def calibrate(
     from .checkpoint import load_image_processor, load_model, output_directory, save_calibrated
     from .data.datasets import default_split
 
-    target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound, max_disagreement, guarantee)
+    layers = None if exits is None else tuple(_layers(exits))
+    target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound, max_disagreement, guarantee, layers)
     directory = output_directory(checkpoint, output)
     with locked(directory):
         model = load_model(checkpoint, device)
@@ -238,7 +242,7 @@ def export(
         raise ValueError("--examples, --ort-dir and --push-to-hub are for the page of --web, which is not asked for.")
     if web and not cascade:
         raise ValueError("--web is for the page of a cascade; add --cascade.")
-    layers = None if exits is None else [_layer(text) for text in exits.split(",")]
+    layers = None if exits is None else _layers(exits)
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":
         if data is None:
@@ -296,10 +300,11 @@ def _one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
-def _layer(text: str) -> int:
-    if not text.strip().isdigit():
+def _layers(text: str) -> list[int]:
+    numbers = [number.strip() for number in text.split(",")]
+    if not all(number.isdigit() for number in numbers):
         raise ValueError(f"--exits must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
-    return int(text)
+    return [int(number) for number in numbers]
 
 
 def _version(wanted: bool) -> None:

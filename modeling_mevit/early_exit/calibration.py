@@ -204,15 +204,17 @@ def calibrate(
         num_workers: processes that read images.
 
     Raises:
-        ValueError: where the model has one exit only, the policy is unknown or not for this model, no thresholds are
-            within a cost, all images trained the model, labels are needed and there are none, or a guarantee is asked
-            for and the split trained the model or has too few images to certify anything.
+        ValueError: where the model has one exit only, or not those of the target, the policy is unknown or not for
+            this model, no thresholds are within a cost, all images trained the model, labels are needed and there
+            are none, or a guarantee is asked for and the split trained the model or has too few images to certify
+            anything.
     """
     config = predictor.config
     policy = policy or config.exit_policy
     _check_policy(config, policy)
     if len(config.exit_layers) < 2:
         raise ValueError(f"early exit needs at least two exits; the model has one, on layer {config.exit_layers[0]}.")
+    target.check_exits(config.exit_layers)
     if target.needs_labels:
         check_labels(dataset, "calibration for max_cost or max_accuracy_drop")
     describe = getattr(dataset, "describe", None)
@@ -254,19 +256,27 @@ def calibrate_predictions(
         data: what tells the calibration images.
 
     Raises:
-        ValueError: where no thresholds are within a cost, or labels are needed and there are none.
+        ValueError: where no thresholds are within a cost, labels are needed and there are none, or the model lacks
+            exits of the target.
     """
     if target.needs_labels and predictions.labels is None:
         raise ValueError(f"only max_disagreement can be calibrated without labels, got {target}.")
+    layers = predictions.exit_layers
+    target.check_exits(layers)
     if target.guarantee is not None:
-        grid = threshold_grid(policy, len(predictions.exit_layers), num_labels)
+        grid = [
+            target.among_exits(thresholds, layers) for thresholds in threshold_grid(policy, len(layers), num_labels)
+        ]
         if target.guarantee == "expectation":
             certified, first_failure, losses = control_expectation(predictions, policy, grid, target)
         else:
             certified, first_failure = fixed_sequence_test(predictions, policy, grid, target)
             losses = _losses(certified, target), _losses(first_failure, target)
         return CalibrationResult(target, certified, first_failure, data, losses=losses)
-    tried = [predictions.simulate(policy, thresholds) for thresholds in shared_thresholds(predictions, policy)]
+    tried = [
+        predictions.simulate(policy, target.among_exits(thresholds, layers))
+        for thresholds in shared_thresholds(predictions, policy)
+    ]
     if target.max_cost is not None:
         chosen = best_within_cost(tried, target.max_cost)
     elif target.max_accuracy_drop is not None:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What thresholds are chosen for, and the words for what is certified of them. It needs no scipy; calibration does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
@@ -38,6 +38,9 @@ class CalibrationTarget:
             count too ([`most_harms`]). A disagreement has the exact binomial tail only, and `bound` stays None.
         max_disagreement: share of all images, 0.01 for one of a hundred.
         guarantee: `"probability"`, which a confidence implies, or `"expectation"`, which has none.
+        exits: layers of the exits that images may leave at, `[6, 8, 12]` say; all by default. The others get the
+            threshold 0, under which no image leaves, so that they are not computed. Under the combination `mean` and
+            the policy `patience` they are, since later exits build on them. The last exit is always among them.
 
     Raises:
         ValueError: where the arguments do not fit together, or one is no number or out of range.
@@ -61,8 +64,14 @@ class CalibrationTarget:
     bound: str | None = None
     max_disagreement: float | None = None
     guarantee: str | None = None
+    exits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.exits is not None:
+            exits = tuple(self.exits)
+            if not exits or any(not isinstance(layer, int) or isinstance(layer, bool) for layer in exits):
+                raise ValueError(f"exits must be layer numbers, at least one, got {self.exits!r}.")
+            object.__setattr__(self, "exits", tuple(sorted(set(exits))))
         if [self.max_cost, self.max_accuracy_drop, self.max_disagreement].count(None) != 2:
             raise ValueError(
                 f"a calibration target needs one of max_cost, max_accuracy_drop and max_disagreement, got "
@@ -162,6 +171,26 @@ class CalibrationTarget:
         kind = "drop" if self.max_disagreement is None else "disagreement"
         return f"a {kind} of at most {self.limit:.2%} {self.certainty}"
 
+    def among_exits(self, thresholds: Sequence[float], exit_layers: Sequence[int]) -> list[float]:
+        """The thresholds of a model's early exits, 0 where the target leaves the exit out."""
+        early = zip(exit_layers[:-1], thresholds, strict=True)
+        return [threshold if self.exits is None or layer in self.exits else 0.0 for layer, threshold in early]
+
+    def check_exits(self, exit_layers: Sequence[int]) -> None:
+        """Checks that a model has the exits that images may leave at.
+
+        Raises:
+            ValueError: where it lacks one, or has only the last one of them.
+        """
+        if self.exits is None:
+            return
+        if set(self.exits) - set(exit_layers) or not set(self.exits) & set(exit_layers[:-1]):
+            raise ValueError(
+                f"exits must be some of the model's, on layers {', '.join(map(str, exit_layers))}, one of them before "
+                f"the last, got {', '.join(map(str, self.exits))}."
+            )
+
     def to_dict(self) -> dict[str, Any]:
-        """The arguments that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The arguments that are set, as JSON holds them."""
+        values = {**asdict(self), "exits": self.exits and list(self.exits)}
+        return {name: value for name, value in values.items() if value is not None}

@@ -44,6 +44,14 @@ def test_calibrates_for_a_cost_and_a_pipeline_then_leaves_early(mevit, checkpoin
     assert np.mean(answers) > 0.9 and len(reached) < 20
 
 
+def test_exits_can_be_left_out(mevit, checkpoint, photos):
+    code, _ = mevit("calibrate", checkpoint, "--data", photos, "--max-cost", "0.9", "--exits", "3")
+    config = config_of(checkpoint)
+    assert code == 0 and config["calibration"]["target"] == {"max_cost": 0.9, "exits": [3]}
+    assert config["exit_thresholds"][0] == 0 < config["exit_thresholds"][1]
+    assert config["calibration"]["operating_point"]["exit_counts"]["2"] == 0
+
+
 @pytest.mark.parametrize("bound", ["harm", "difference"])
 def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, bound):
     target = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--bound", bound]

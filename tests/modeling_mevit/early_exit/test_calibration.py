@@ -327,6 +327,43 @@ def test_thresholds_that_let_nobody_leave_can_be_stored():
     assert config.exit_thresholds == [0.0] == config.calibration["operating_point"]["thresholds"]
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        {"max_cost": 0.8},
+        {"max_accuracy_drop": 0.05},
+        {"max_accuracy_drop": 0.05, "confidence": 0.9},
+        {"max_accuracy_drop": 0.05, "guarantee": "expectation"},
+    ],
+)
+def test_exits_that_are_left_out_are_taken_by_no_image(target):
+    """As if the model did not have them, since no score is below 0."""
+    predictions = synthetic(500, seed=0)
+    target = CalibrationTarget(**target, exits=[9, 12])
+    found = calibrate_predictions(predictions, target, policy="confidence", num_labels=5).operating_point
+    assert found.thresholds[0] == 0.0 < found.thresholds[1]
+    assert found.exit_counts[6] == 0 < found.exit_counts[9]
+    without = ExitPredictions(
+        [9, 12],
+        COSTS[1:],
+        predictions.labels,
+        predictions.predictions[:, 1:],
+        {"confidence": predictions.scores["confidence"][:, 1:]},
+    )
+    alone = calibrate_predictions(
+        without, replace(target, exits=None), policy="confidence", num_labels=5
+    ).operating_point
+    assert found.accuracy == alone.accuracy and found.cost == alone.cost
+
+
+@pytest.mark.parametrize("exits", [[7, 12], [4]])
+def test_a_model_has_the_exits_of_its_target(exits):
+    target = CalibrationTarget(max_cost=0.8, exits=exits)
+    message = rf"exits must be some of the model's, on layers 2, 3, 4, one of them before the last, got {exits[0]}"
+    with pytest.raises(ValueError, match=message):
+        calibrate(tiny_model(), RandomImages(), target)
+
+
 def test_the_report_tells_the_certificate_and_what_failed():
     target = CalibrationTarget(max_accuracy_drop=0.02, confidence=0.95)
     report = str(calibrate_predictions(synthetic(600, seed=0), target, policy="confidence", num_labels=2))

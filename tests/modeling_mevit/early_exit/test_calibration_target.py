@@ -1,5 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import pytest
 
 from modeling_mevit.early_exit.calibration_target import CalibrationTarget
@@ -50,6 +52,19 @@ def test_targets_check_themselves(arguments, message):
         CalibrationTarget(**arguments)
 
 
+@pytest.mark.parametrize("exits", [[], ["6"], [True], [6.0]])
+def test_exits_are_layer_numbers(exits):
+    with pytest.raises(ValueError, match="exits must be layer numbers, at least one, got "):
+        CalibrationTarget(max_cost=0.5, exits=exits)
+
+
+def test_exits_survive_json_whatever_their_order():
+    target = CalibrationTarget(max_cost=0.5, exits=[12, 6])
+    assert target.to_dict() == {"max_cost": 0.5, "exits": [6, 12]}
+    stored = json.loads(json.dumps(target.to_dict()))
+    assert CalibrationTarget.from_dict(stored) == target and hash(target)
+
+
 def test_a_target_tells_what_is_set():
     assert CalibrationTarget(max_cost=0.5).to_dict() == {"max_cost": 0.5}
     assert CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95).to_dict() == {
@@ -76,7 +91,7 @@ def test_a_target_comes_back_from_a_config(stored):
 
 
 def test_a_target_with_other_fields_is_named():
-    with pytest.raises(ValueError, match=r"calibration target must be some of max_cost, .*guarantee; got \['risk'\]"):
+    with pytest.raises(ValueError, match=r"calibration target must be some of max_cost, .*exits; got \['risk'\]"):
         CalibrationTarget.from_dict({"max_cost": 0.5, "risk": 0.1})
 
 
