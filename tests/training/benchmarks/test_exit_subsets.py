@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from benchmarks.exit_subsets import Costs, subsets_of
+from exit_subsets import Costs, subsets_of
+
+
+pytestmark = pytest.mark.one_major
 
 
 def test_every_subset_of_the_early_exits_ends_in_the_last_one():
