@@ -2,21 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exported graphs in lower precision, thresholds that fit their scores, and what it costs in accuracy.
 
-int8 multiplies weights and activations of MatMul and Gemm as integers and leaves the exits' heads, the attention's own
-products and everything else in float32. Activation ranges come from training images, or with int8-dynamic from the
-batch at hand, so that a result then depends on the images beside it. Thresholds are chosen anew on calibration images,
-since scores move.
+float16 takes everything but the exits' heads, which stay in float32: norms of exits that were standardised have large
+weights, whose products do not fit. int8 multiplies weights and activations of MatMul and Gemm as integers and leaves
+the exits' heads, the attention's own products and everything else in float32. Activation ranges come from training
+images, or with int8-dynamic from the batch at hand, so that a result then depends on the images beside it. Thresholds
+are chosen anew on calibration images, since scores move.
 """
 
+import copy
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -30,6 +33,7 @@ from ..early_exit.predictions import batches, check_labels
 from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
 from .graphs import GraphFile, cascade_stages
 from .runtime import MEViTCascade
+from .writer import write_model
 
 
 PRECISIONS = ("float16", "int8", "int8-dynamic")
@@ -201,7 +205,7 @@ def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, qu
         for name, feeds in tqdm(fed, precision, len(names), unit="graph"):
             source, destination = directory / name, Path(converted, name)
             if target is None:
-                onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), destination)
+                _to_float16(source, destination)
             else:
                 _to_int8(source, destination, TARGETS[target], feeds)
         for name in names:
@@ -219,6 +223,77 @@ def accuracies(directory: Path, names: Sequence[str], dataset: Dataset, *, batch
             logits = run(session, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
             correct[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
     return {name: count / len(dataset) for name, count in correct.items()}  # type: ignore[arg-type]
+
+
+def _to_float16(source: Path, destination: Path) -> None:
+    """Writes a graph in float16, all but the heads of exits.
+
+    The converter can leave nodes in float32, but rounds what one hands to the next to float16. So the heads are cut
+    off, what they read becomes an output of the rest, which the converter gives in float32, and they are put back.
+    """
+    model = onnx.shape_inference.infer_shapes(onnx.load(source))
+    graph = model.graph
+    places = sorted(_nodes_of_heads(graph))
+    head, outputs = [copy.deepcopy(graph.node[place]) for place in places], copy.deepcopy(list(graph.output))
+    for place in reversed(places):
+        del graph.node[place]
+    read_by_head, read_by_trunk = ({name for node in nodes for name in node.input} for nodes in (head, graph.node))
+    made_by_trunk = {name for node in graph.node for name in node.output}
+    handed_over = read_by_head & made_by_trunk
+    _keep(graph.output, lambda value: value.name in made_by_trunk)
+    known = {value.name for value in graph.output}
+    graph.output.extend(value for value in graph.value_info if value.name in handed_over - known)
+    _keep(graph.value_info, lambda value: value.name in made_by_trunk)
+    weights = [copy.deepcopy(weight) for weight in graph.initializer if weight.name in read_by_head]
+    _keep(graph.initializer, lambda weight: weight.name in read_by_trunk)
+    shared = {weight.name: f"{weight.name}_of_head" for weight in weights if weight.name in read_by_trunk}
+    for weight in weights:
+        weight.name = shared.get(weight.name, weight.name)
+    for node in head:  # the rest's own will be in float16
+        node.input[:] = [shared.get(name, name) for name in node.input]
+
+    model = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
+    graph = model.graph
+    graph.node.extend(head)
+    graph.initializer.extend(weights)
+    for field, values in (("output", outputs), ("value_info", [])):  # types of the rest are not needed any more
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+    converted = onnx_ir.from_proto(model)
+    converted.graph.sort()  # the converter puts its casts last
+    with destination.open("wb") as opened:
+        write_model(converted, opened)
+
+
+def _nodes_of_heads(graph: onnx.GraphProto) -> set[int]:
+    """Places of the nodes of exits' heads: from the norm that a classifier reads to logits and score.
+
+    Classifiers are told by the names of their weights, and everything else by what it is connected with: the norm's
+    name depends on the exit and the exporter.
+    """
+    weights = {weight.name for weight in graph.initializer if any(head in weight.name for head in HEADS)}
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    heads = {place for place, node in enumerate(graph.node) if weights.intersection(node.input)}
+    behind = sorted(heads)
+    while behind:  # from classifiers back to their norms
+        node = graph.node[behind.pop()]
+        read = node.input[1:] if node.op_type == "LayerNormalization" else node.input
+        found = {makers[name] for name in read if name in makers} - heads
+        heads |= found
+        behind += found
+    made = {name for place in heads for name in graph.node[place].output}
+    for place, node in enumerate(graph.node):  # in topological order, as they lie in a file
+        if made.intersection(node.input):
+            heads.add(place)
+            made.update(node.output)
+    return heads
+
+
+def _keep(values: Any, is_kept: Callable[[Any], bool]) -> None:
+    """Removes values from a repeated field."""
+    for place in reversed(range(len(values))):
+        if not is_kept(values[place]):
+            del values[place]
 
 
 def _to_int8(

@@ -22,6 +22,7 @@ from optimum.pipelines import pipeline as optimum_pipeline
 
 from modeling_mevit import MEViTForImageClassification, export
 from modeling_mevit.onnx import quantize
+from tests.helpers.float16 import assert_heads_alone_are_in_float32
 from tests.helpers.models import tiny_model
 
 
@@ -93,6 +94,13 @@ def test_heads_are_told_in_files_of_both_exporters(directory):
     heads = [name for name, given in given_to.items() if "classifier.weight" in given]
     assert len(heads) == 1 and heads[0] in in_float
     assert len(given_to) - len(in_float) == 2 * 6  # what attention and MLP multiply with, of two layers
+
+
+def test_heads_stay_in_float32_in_float16_files_of_both_exporters(directory, tmp_path):
+    quantize._to_float16(directory / "exit_2.onnx", tmp_path / "half.onnx")
+    half = onnx.load(tmp_path / "half.onnx")
+    assert_heads_alone_are_in_float32(half)
+    assert [node.op_type for node in half.graph.node].count("LayerNormalization") == 2 * 2 + 1
 
 
 def test_the_command_writes_them(mevit, checkpoint, tmp_path):

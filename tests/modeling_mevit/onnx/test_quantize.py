@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -23,9 +24,11 @@ from modeling_mevit.checkpoint import quantization_for
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
-from modeling_mevit.onnx import quantize
-from modeling_mevit.onnx.graphs import cascade_files, exit_file
+from modeling_mevit.onnx import cascade_mevit, quantize
+from modeling_mevit.onnx.graphs import build_graph, cascade_files, exit_file
 from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
+from modeling_mevit.onnx.writer import write_graph
+from tests.helpers.float16 import assert_heads_alone_are_in_float32
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 
@@ -229,6 +232,54 @@ def test_ranges_do_not_depend_on_the_sum_of_the_exits_passed(tmp_path, monkeypat
         files.append({file.name: (directory / file.name).read_bytes() for file in FILES})
         monkeypatch.setattr(quantize, "query_inputs", lambda *given: inputs(*given[:3], others))
     assert files[0] == files[1]
+
+
+# float16
+
+
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+def test_norms_stay_whole_and_heads_in_float32(tmp_path, combination):
+    """A norm that is written as its mean, variance and root overflows in float16, as do large weights of exits."""
+    model = tiny_model(exit_policy="uncertainty", uncertainty_input="probabilities", exit_combination=combination)
+    directory = tmp_path / "out"
+    export(model, PROCESSOR, directory, exits=[3, 4], cascade=True, early_exit=False)
+    before = {file.name: onnx.load(directory / file.name) for file in FILES}
+    quantize.convert(directory, FILES, model.config, Quantization("float16", Images(model, 1, 1)))
+    for file in FILES:
+        own_exits = (2, 3, 4) if combination == "mean" and file.kind == "exit" else (file.exit_layer,)
+        layers = {"exit": 2 * file.exit_layer, "query": 1, "stage": 1 if file.exit_layer > 2 else 3}[file.kind]
+        num_heads = 0 if file.kind == "stage" else len(own_exits)
+        after = onnx.load(directory / file.name)
+        onnx.checker.check_model(after, full_check=True)
+        for graph in (before[file.name].graph, after.graph):
+            operators = [node.op_type for node in graph.node]
+            assert operators.count("LayerNormalization") == layers + num_heads, file.name
+            assert not {"ReduceMean", "Sqrt", "Pow"} & set(operators)
+            assert operators.count("Gemm") == num_heads
+        assert_heads_alone_are_in_float32(after)
+
+
+def test_a_norm_with_large_weights_does_not_overflow_in_float16(tmp_path):
+    model = tiny_model(exit_policy="entropy")
+    with torch.no_grad():
+        for layer, norm in ((2, model.exits["2"].norm), (4, model.vit.layernorm)):
+            norm.weight.mul_(1e6)
+            norm.bias.mul_(1e6)
+            model.exits[str(layer)].classifier.weight.mul_(1e-6)
+    files = [*cascade_files(2), exit_file(4, [2, 3, 4])]
+    for file in files:
+        write_graph(build_graph(model, file), tmp_path / file.name)
+    quantize.convert(tmp_path, files, model.config, Quantization("float16", Images(model, 1, 1)))
+    pixel_values = Images(model, 4, seed=3).pixel_values
+    sessions = [onnxruntime.InferenceSession(tmp_path / file.name) for file in files]
+    tokens = cascade_mevit.run_stage(sessions[0], pixel_values.numpy())
+    inputs = cascade_mevit.query_inputs(sessions[1], tokens, cascade_mevit.CLS, np.zeros((4, 5), dtype=np.float32))
+    with torch.no_grad():
+        expected = model(pixel_values, early_exit=False).exit_logits.numpy()
+    at_exit_2 = cascade_mevit.run(sessions[1], inputs)["logits"]
+    at_the_end = cascade_mevit.run(sessions[2], {"pixel_values": pixel_values.numpy()})["logits"]
+    np.testing.assert_allclose(at_exit_2, expected[:, 0], atol=0.05)
+    np.testing.assert_allclose(at_the_end, expected[:, 2], atol=0.05)
 
 
 # Thresholds
