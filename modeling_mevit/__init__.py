@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .early_exit.calibration import CalibrationResult, calibrate
     from .early_exit.calibration_target import CalibrationTarget
     from .early_exit.evaluation import Evaluation, evaluate
+    from .early_exit.monitoring import PromiseMonitor
     from .modeling_mevit import MEViTForImageClassification, MEViTOutput
     from .onnx.export import export
     from .onnx.quantize import Quantization
@@ -41,6 +42,7 @@ _MODULE_OF = {
     "calibrate": "early_exit.calibration",
     "Evaluation": "early_exit.evaluation",
     "evaluate": "early_exit.evaluation",
+    "PromiseMonitor": "early_exit.monitoring",
     "export": "onnx.export",
     "Quantization": "onnx.quantize",
     "MEViTCascade": "onnx.runtime",
@@ -58,6 +60,7 @@ __all__ = [
     "MEViTOutput",
     "MEViTTrainer",
     "MEViTTrainingArguments",
+    "PromiseMonitor",
     "Quantization",
     "__version__",
     "calibrate",

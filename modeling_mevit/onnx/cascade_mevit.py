@@ -30,7 +30,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnxruntime
@@ -90,6 +90,38 @@ class Tokens(NamedTuple):
         return Tokens(*(array[samples] for array in self))
 
 
+class Reached(NamedTuple):
+    """What happens at an exit to the R images that reach it.
+
+    Args:
+        place: of the exit, from 0 on.
+        samples: (R,), which images these are.
+        answers: of the query graph, such as `logits` (R, L).
+        scores: (R,).
+        leaves: (R,), bool, whose answer this is, unless they had one before; at the last exit all.
+        labels: (R,), int64, that the exit predicts; −1 where its logits are not all finite.
+    """
+
+    place: int
+    samples: np.ndarray
+    answers: dict[str, np.ndarray]
+    scores: np.ndarray
+    leaves: np.ndarray
+    labels: np.ndarray
+
+
+class Monitor(Protocol):
+    """What watches a cascade: the `PromiseMonitor` of monitoring_mevit.py, which lies beside this file."""
+
+    def draw(self, count: int) -> np.ndarray:
+        """(count,), bool: which of the next images also run to the end."""
+        ...
+
+    def update(self, early: np.ndarray, full: np.ndarray) -> None:
+        """Counts those, by the labels (B,) of the exits that they took, and of the full run."""
+        ...
+
+
 class Cascade:
     """An exported cascade, whose later stages run only on the images that go on.
 
@@ -101,6 +133,8 @@ class Cascade:
         config: what config.json holds, which is read by default.
         stages: what cascade.json lists, which is read by default; an export that is not finished has none.
         options: of ONNX Runtime's sessions, its own by default; those for sessions that take turns are added.
+        monitor: of the promise: the images that it draws also run to the end, on from where they left, in every call
+            with early exit. Answers do not depend on it.
 
     Raises:
         ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, or a
@@ -115,8 +149,10 @@ class Cascade:
         config: dict[str, Any] | None = None,
         stages: list[dict[str, Any]] | None = None,
         options: onnxruntime.SessionOptions | None = None,
+        monitor: Monitor | None = None,
     ):
         self.directory = Path(directory)
+        self.monitor = monitor
         stages = read_stages(self.directory) if stages is None else stages
         self.config = _read(self.directory, "config.json") if config is None else config
         check_config(self.config, stages)
@@ -162,12 +198,22 @@ class Cascade:
         thresholds = self._thresholds(early_exit, exit_thresholds)
         logits = np.zeros((len(pixel_values), len(self.labels)), dtype=np.float32)
         exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
-        borderline = np.zeros(len(pixel_values), dtype=bool)
-        for place, samples, answers, scores in self._exits(pixel_values, thresholds, self._counts(thresholds)):
-            # images that go on are written again at their next exit
-            logits[samples], exit_layer[samples] = answers["logits"], self.exit_layers[place]
-            if place < len(thresholds):
-                borderline[samples] |= np.abs(scores - thresholds[place]) < BORDERLINE
+        borderline, has_left = (np.zeros(len(pixel_values), dtype=bool) for _ in range(2))
+        monitor = self.monitor if self._is_early(early_exit) else None
+        audited = np.zeros(len(pixel_values), dtype=bool) if monitor is None else monitor.draw(len(pixel_values))
+        full_labels = np.zeros(len(pixel_values), dtype=np.int64)
+        for reached in self._exits(pixel_values, thresholds, self._counts(thresholds), audited):
+            # those that go on are written again at their next exit, audited ones that have left are not
+            new = ~has_left[reached.samples]
+            samples, exit_layer_here = reached.samples[new], self.exit_layers[reached.place]
+            logits[samples], exit_layer[samples] = reached.answers["logits"][new], exit_layer_here
+            if reached.place < len(thresholds):
+                borderline[samples] |= np.abs(reached.scores[new] - thresholds[reached.place]) < BORDERLINE
+            has_left[samples] = reached.leaves[new]
+            full_labels[reached.samples] = reached.labels
+        if monitor is not None and audited.any():
+            labels = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
+            monitor.update(early=labels[audited], full=full_labels[audited])
         return CascadeOutput(logits, exit_layer, borderline)
 
     def every_exit(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,14 +225,13 @@ class Cascade:
             ValueError: where images have another shape or type.
         """
         pixel_values = self._checked(pixel_values)
-        every = [True] * len(self.stages)
-        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None), every))
+        every, none = [True] * len(self.stages), np.zeros(len(pixel_values), dtype=bool)
+        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None), every, none))
         if not exits:  # no images
             shape = (0, len(self.exit_layers))
             return np.zeros((*shape, len(self.labels)), dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        _, _, answers, scores = zip(*exits)  # noqa: B905  Python 3.8 has no strict
-        logits = [one.get("exit_logits", one["logits"]) for one in answers]
-        return np.stack(logits, axis=1), np.stack(scores, axis=1)
+        logits = [reached.answers.get("exit_logits", reached.answers["logits"]) for reached in exits]
+        return np.stack(logits, axis=1), np.stack([reached.scores for reached in exits], axis=1)
 
     def _counts(self, thresholds: np.ndarray) -> list[bool]:
         """(E,): which exits a run needs: those where an image can leave, since no score is below 0; and all of them
@@ -196,15 +241,15 @@ class Cascade:
         return [*(thresholds > 0).tolist(), True]
 
     def _exits(
-        self, pixel_values: np.ndarray, thresholds: np.ndarray, counts: list[bool]
-    ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray], np.ndarray]]:
-        """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there.
+        self, pixel_values: np.ndarray, thresholds: np.ndarray, counts: list[bool], audited: np.ndarray
+    ) -> Iterator[Reached]:
+        """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there, unless
+        they are audited (B,).
 
         At exits that do not count, their layer is computed for all tokens at once.
 
         Yields:
-            At each exit that counts and is reached: its place, which images reach it (R,), what its query graph
-            answers, such as `logits` (R, L), and their scores (R,).
+            What happens at each exit that counts and is reached.
         """
         state = pixel_values
         samples = np.arange(len(state))  # which images are still in the batch
@@ -228,15 +273,15 @@ class Cascade:
                 scores = answers["score"]
             else:
                 scores = np.where(finite, _patience_score(streak, len(self.stages)), np.float32(np.nan))
-            yield place, samples, answers, scores
-            if place == len(thresholds):
+            is_last = place == len(thresholds)
+            leaves = finite & (scores < thresholds[place]) if not is_last else np.ones(len(samples), dtype=bool)
+            yield Reached(place, samples, answers, scores, leaves, predicted)
+            stays = ~leaves | audited[samples]
+            if is_last or not stays.any():
                 return
 
-            leaves, cls = (scores < thresholds[place]) & finite, answers["outputs"]
-            if leaves.all():
-                return
-            if leaves.any():
-                stays = ~leaves
+            cls = answers["outputs"]
+            if not stays.all():
                 samples, labels, streak = samples[stays], labels[stays], streak[stays]
                 tokens, cls, log_probabilities = tokens.select(stays), cls[stays], log_probabilities[stays]
             patches = run(query, query_inputs(query, tokens, PATCHES, log_probabilities))["outputs"]
@@ -321,12 +366,15 @@ class Cascade:
             )
         return pixel_values
 
+    def _is_early(self, given: bool | None) -> bool:
+        """Whether images leave early: as a call says, or else the config."""
+        early_exit: bool = self.config["early_exit"] if given is None else given
+        return early_exit
+
     def _thresholds(self, early_exit: bool | None, given: float | Sequence[float] | None) -> np.ndarray:
         """(E − 1,), float32: the thresholds of the early exits; below all scores where no image leaves early."""
         num_early = len(self.exit_layers) - 1
-        if early_exit is None:
-            early_exit = self.config["early_exit"]
-        if not early_exit:
+        if not self._is_early(early_exit):
             if given is not None:
                 raise ValueError("exit_thresholds need early_exit=True; without it no image leaves early.")
             return np.full(num_early, -np.inf, dtype=np.float32)

@@ -22,6 +22,7 @@ from transformers import BaseImageProcessor
 
 from ..configuration_mevit import MEViTConfig
 from ..data.image_processing import on_pillow
+from ..early_exit import monitoring
 from ..early_exit.calibration import check_sample_size
 from ..early_exit.calibration_target import CalibrationTarget
 from ..exit_policy_mevit import combine_exits
@@ -163,6 +164,7 @@ def export(
         image_processor.save_pretrained(directory)
         if cascade:
             shutil.copy(cascade_mevit.__file__, directory)
+            shutil.copy(monitoring.__file__, directory / "monitoring_mevit.py")
             stages, options = cascade_stages(config), _frugal_options()
             runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=stages, options=options)
             compare_cascade(model, runtime)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..configuration_mevit import MEViTConfig
 from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTOutput
-from .cascade_mevit import Cascade
+from .cascade_mevit import Cascade, Monitor
 
 
 class MEViTCascade:
@@ -36,14 +36,24 @@ class MEViTCascade:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, providers: str | Sequence[Any] = ("CPUExecutionProvider",), threads: int = 0
+        cls,
+        directory: str | Path,
+        providers: str | Sequence[Any] = ("CPUExecutionProvider",),
+        threads: int = 0,
+        monitor: Monitor | None = None,
     ) -> "MEViTCascade":
         """Opens the directory that `mevit export --cascade` wrote.
+
+        Args:
+            directory: of the export.
+            providers: ONNX Runtime's execution providers, in order of preference.
+            threads: of one operator; ONNX Runtime's choice by default.
+            monitor: of the promise, a [`PromiseMonitor`], which audits every call with early exit.
 
         Raises:
             ValueError: what [`Cascade`] raises.
         """
-        cascade = Cascade(directory, providers, threads)
+        cascade = Cascade(directory, providers, threads, monitor=monitor)
         return cls(cascade, MEViTConfig.from_pretrained(directory))
 
     def __call__(
