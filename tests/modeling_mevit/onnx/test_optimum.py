@@ -22,7 +22,7 @@ from optimum.pipelines import pipeline as optimum_pipeline
 
 from modeling_mevit import MEViTForImageClassification, export
 from modeling_mevit.onnx import quantize
-from tests.helpers.float16 import assert_heads_alone_are_in_float32
+from tests.helpers.float16_graphs import assert_heads_alone_are_in_float32
 from tests.helpers.models import tiny_model
 
 

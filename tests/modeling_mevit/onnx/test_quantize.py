@@ -28,7 +28,7 @@ from modeling_mevit.onnx import cascade_mevit, quantize
 from modeling_mevit.onnx.graphs import build_graph, cascade_files, exit_file
 from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
 from modeling_mevit.onnx.writer import write_graph
-from tests.helpers.float16 import assert_heads_alone_are_in_float32
+from tests.helpers.float16_graphs import assert_heads_alone_are_in_float32
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 
