@@ -137,6 +137,24 @@ def remember_training_images(trainer: MEViTTrainer) -> None:
         config.training_images = encode_digests(trainer.train_dataset.image_hashes, config.training_images or "")
 
 
+def check_shared(trainer: MEViTTrainer, checkpoint: str | None) -> None:
+    """Checks that all processes go on from the same step: otherwise they would wait for each other for ever.
+
+    Raises:
+        ValueError: where they do not, since they run on machines with output directories of their own.
+    """
+    step = -1
+    if checkpoint:
+        step = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json"))).global_step
+    steps = trainer.accelerator.gather(torch.tensor([step], device=trainer.args.device)).tolist()
+    if len(set(steps)) > 1:
+        found = ", ".join("none" if step < 0 else str(step) for step in steps)
+        raise ValueError(
+            f"output_dir must be on a file system that all machines share, to go on from a checkpoint there; the "
+            f"steps of those that the processes found in {trainer.args.output_dir} are {found}"
+        )
+
+
 def run(prepared: Run) -> dict[str, Any] | None:
     """Trains what [`prepare`] made, evaluates it, and writes everything, or what a finished run lacks.
 
@@ -146,6 +164,7 @@ def run(prepared: Run) -> dict[str, Any] | None:
     trainer, arguments = prepared.trainer, prepared.arguments.training
     output = Path(arguments.output_dir)
     checkpoint = arguments.resume_from_checkpoint or get_last_checkpoint(arguments.output_dir)
+    check_shared(trainer, checkpoint)
     seconds = None  # known of a run that was not interrupted
     is_finished = bool(checkpoint) and training_is_complete(checkpoint, arguments)
     if is_finished:
