@@ -26,7 +26,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ FORMAT = 1  # of states
 BETS = 16
 AWAKE = 0.5  # share of the capital that is at stake from the first image on
 COUNTS = ("seen", "audited", "disagreements", "labelled", "harms", "corrections")
+LARGEST = 1e300  # capital of a gambler; JSON has no infinity
 MAX_STATE = 2**24  # bytes
 
 # guarantee of a calibration → what it says of its limit
@@ -85,7 +85,7 @@ class Evidence:
         self.limit = limit
         stakes = np.geomspace(0.3 * min(limit, 0.9), 0.9, BETS) / (limit - lowest)  # none can lose all that it owns
         self._gains = {outcome: np.log1p(stakes * (outcome - limit)) for outcome in range(lowest, 2)}
-        self.log_capital = np.full((*shape, BETS), math.log(AWAKE / BETS))
+        self.capital = np.full((*shape, BETS), AWAKE / BETS)
         self.asleep = 1 - AWAKE
         self.tested = 0
 
@@ -95,19 +95,17 @@ class Evidence:
         Within a block the order does not matter. Blocks of one outcome notice a change soonest.
         """
         # fixed before the block: it depends on what was tested until now alone
-        still_asleep = (1 - AWAKE) / (1 + math.log1p(self.tested * self.limit))
-        if still_asleep < self.asleep:
-            joins = math.log((self.asleep - still_asleep) / BETS)
-            self.log_capital = np.logaddexp(self.log_capital, joins)
-            self.asleep = still_asleep
-        for outcome, count in outcomes.items():
-            self.log_capital = self.log_capital + np.multiply.outer(count, self._gains[outcome])
+        still_asleep = min(self.asleep, (1 - AWAKE) / (1 + math.log1p(self.tested * self.limit)))
+        joins, self.asleep = self.asleep - still_asleep, still_asleep
+        gains = sum(np.multiply.outer(count, self._gains[outcome]) for outcome, count in outcomes.items())
+        with np.errstate(over="ignore", under="ignore"):  # what is cut off or lost only makes an alarm rarer
+            self.capital = np.minimum((self.capital + joins / BETS) * np.exp(np.minimum(gains, 600)), LARGEST)
         self.tested += int(np.max(sum(outcomes.values())))
 
     @property
-    def log_value(self) -> Any:
-        """Natural logarithm of what all gamblers own together: one number for each stream."""
-        return np.logaddexp(np.logaddexp.reduce(self.log_capital, axis=-1), math.log(self.asleep))
+    def value(self) -> Any:
+        """What all gamblers own together: one number for each stream."""
+        return self.capital.sum(-1) + self.asleep
 
 
 class Verdict(NamedTuple):
@@ -396,7 +394,7 @@ class PromiseMonitor:
         """Everything that a monitor needs to go on, or another one to merge it, as JSON holds it: some kilobytes."""
         evidence = {
             name: {
-                "log_capital": one.log_capital.tolist(),
+                "capital": one.capital.tolist(),
                 "asleep": one.asleep,
                 "tested": one.tested,
                 "alarm_at": self._alarms[name],
@@ -410,19 +408,15 @@ class PromiseMonitor:
     def save(self, file: str | Path) -> None:
         """Writes the state to a JSON file, whole or not at all."""
         file = Path(file)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=str(file.parent), prefix=f".{file.name}-", delete=False
-        ) as temporary:
-            try:
-                json.dump(self.state(), temporary)
-                temporary.flush()
-                os.fsync(temporary.fileno())
-                temporary.close()  # Windows renames no open file
-                os.replace(temporary.name, str(file))
-            except BaseException:
-                temporary.close()
-                os.unlink(temporary.name)
-                raise
+        temporary = file.with_name(f".{file.name}-{os.urandom(4).hex()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as opened:
+                json.dump(self.state(), opened)
+                opened.flush()
+                os.fsync(opened.fileno())  # on the disk before it takes the name
+            os.replace(str(temporary), str(file))
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def restore(self, state: Mapping[str, Any] | str | Path) -> None:
         """Goes on where a saved monitor stopped, as the same replica; only one process may do so.
@@ -438,7 +432,7 @@ class PromiseMonitor:
         self._counts = {replica: dict(counts) for replica, counts in state["counts"].items()}
         for name, one in self._evidence.items():
             saved = state["evidence"][name]
-            one.log_capital, one.asleep = np.array(saved["log_capital"], dtype=np.float64), saved["asleep"]
+            one.capital, one.asleep = np.array(saved["capital"], dtype=np.float64), saved["asleep"]
             one.tested, self._alarms[name] = saved["tested"], saved["alarm_at"]
 
     def merge(self, state: Mapping[str, Any] | str | Path) -> None:
@@ -481,12 +475,12 @@ class PromiseMonitor:
             return
         evidence = self._evidence[name]
         evidence.add(outcomes)
-        if self._alarms[name] is None and evidence.log_value >= -math.log(1 - self._promise["confidence"]):
+        if self._alarms[name] is None and evidence.value >= 1 / (1 - self._promise["confidence"]):
             self._alarms[name] = evidence.tested
 
     def _verdict(self, kind: str, name: str, lost: int, allowed: str, meaning: str) -> Verdict:
         evidence, needed = self._evidence[kind], 1 / (1 - self._promise["confidence"])
-        value = math.exp(min(float(evidence.log_value), 700.0))
+        value = float(evidence.value)
         return Verdict(
             name, evidence.limit, evidence.tested, lost, value, needed, self._alarms[kind], allowed, meaning
         )
@@ -582,8 +576,9 @@ def _are_counts(counts: Any) -> bool:
 def _is_evidence(given: Any) -> bool:
     if not isinstance(given, Mapping):
         return False
-    capital, alarm_at = given.get("log_capital"), given.get("alarm_at")
-    is_capital = isinstance(capital, list) and len(capital) == BETS and all(map(_is_number, capital))
+    capital, alarm_at = given.get("capital"), given.get("alarm_at")
+    is_list = isinstance(capital, list) and len(capital) == BETS
+    is_capital = is_list and all(_is_number(one) and 0 <= one <= LARGEST for one in capital)  # type: ignore[union-attr]
     asleep = given.get("asleep")
     is_asleep = _is_number(asleep) and 0 < asleep <= 1 - AWAKE  # type: ignore[operator]
     return is_capital and is_asleep and _is_count(given.get("tested")) and (alarm_at is None or _is_count(alarm_at))

@@ -63,12 +63,14 @@ def betting(outcomes: np.ndarray, limit: float, lowest: int, starts: bool = True
     """(S,): after how many outcomes (S, T) the gamblers of `Evidence` own 1/α; 0 where they never do."""
     evidence = Evidence(limit, lowest, shape=outcomes.shape[:1])
     if not starts:
-        evidence.log_capital -= math.log(AWAKE)
-        evidence.asleep = 5e-324
+        evidence.capital /= AWAKE
+        evidence.asleep = 0.0
     alarms = np.zeros(len(outcomes), dtype=np.int64)
     for place, column in enumerate(outcomes.T, start=1):
         evidence.add({outcome: (column == outcome).astype(np.int64) for outcome in range(lowest, 2)})
-        alarms[(alarms == 0) & (evidence.log_value >= -math.log(ALPHA))] = place
+        alarms[(alarms == 0) & (evidence.value >= 1 / ALPHA)] = place
+        if alarms.all():
+            break
     return alarms
 
 
@@ -177,7 +179,7 @@ def simulate_replicas(
             probabilities = rows[replica::replicas]
             ones = (rng.random((arguments.streams, len(probabilities))) < probabilities).sum(1)
             evidence.add({1: ones, 0: len(probabilities) - ones})
-            alarms[(alarms == 0) & (evidence.log_value >= -math.log(ALPHA))] = start + len(rows)
+            alarms[(alarms == 0) & (evidence.value >= 1 / ALPHA)] = start + len(rows)
     change = change_of(name)
     false = alarms > 0 if name == "1×" else (alarms > 0) & (alarms <= change)
     delay = median_delay(alarms, change)
