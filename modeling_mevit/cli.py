@@ -228,6 +228,9 @@ def export(
     push_to_hub: Annotated[
         str | None, typer.Option(help="With --web: name of the Space to upload the page to.")
     ] = None,
+    triton: Annotated[
+        bool, typer.Option("--triton", help="With the cascade, add a model repository for Triton Inference Server.")
+    ] = False,
     repo_type: Annotated[Literal["space"], typer.Option(help="What --push-to-hub uploads to.")] = "space",
 ) -> None:
     """Writes ONNX files that were compared with PyTorch: one for each exit, and the cascade."""
@@ -242,6 +245,8 @@ def export(
         raise ValueError("--examples, --ort-dir and --push-to-hub are for the page of --web, which is not asked for.")
     if web and not cascade:
         raise ValueError("--web is for the page of a cascade; add --cascade.")
+    if triton and not cascade:
+        raise ValueError("--triton is for the stages of a cascade; add --cascade.")
     layers = None if exits is None else _layers(exits)
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":
@@ -260,6 +265,7 @@ def export(
         quantization=quantization,
         exporter=exporter,
         page=page,
+        triton=triton,
     )
     print(done)
     if web:

@@ -1,6 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read image files.
+"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read image files. Without
+onnxruntime it runs where something else runs the graphs, as Triton does.
 
     python cascade_mevit.py DIRECTORY image.jpg …
 
@@ -28,12 +29,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import onnxruntime
+
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
@@ -90,6 +94,22 @@ class Tokens(NamedTuple):
         return Tokens(*(array[samples] for array in self))
 
 
+class Graph(Protocol):
+    """What runs a graph: a session of ONNX Runtime, or what is called like one."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """With `name` and `shape` each; where a dimension may vary, its size is no number."""
+        ...
+
+    def get_outputs(self) -> Sequence[Any]:
+        """The same of the outputs."""
+        ...
+
+    def run(self, output_names: Any, input_feed: Any) -> Sequence[Any]:
+        """Values of the outputs that are named, for inputs by name."""
+        ...
+
+
 class Reached(NamedTuple):
     """What happens at an exit to the R images that reach it.
 
@@ -135,6 +155,7 @@ class Cascade:
         options: of ONNX Runtime's sessions, its own by default; those for sessions that take turns are added.
         monitor: of the promise: the images that it draws also run to the end, on from where they left, in every call
             with early exit. Answers do not depend on it.
+        graphs: opens a graph by the name of its file, where something else than ONNX Runtime runs it.
 
     Raises:
         ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, or a
@@ -150,6 +171,7 @@ class Cascade:
         stages: list[dict[str, Any]] | None = None,
         options: onnxruntime.SessionOptions | None = None,
         monitor: Monitor | None = None,
+        graphs: Callable[[str], Graph] | None = None,
     ):
         self.directory = Path(directory)
         self.monitor = monitor
@@ -162,18 +184,7 @@ class Cascade:
         self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
-        self._providers = [providers] if isinstance(providers, str) else list(providers)
-        installed = onnxruntime.get_available_providers()
-        for provider in self._providers:
-            name = provider if isinstance(provider, str) else provider[0]
-            if name not in installed:
-                raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
-        _share_one_allocator()
-        self._options = options or onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
-        self._options.add_session_config_entry("session.use_env_allocators", "1")
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.open = graphs or OnnxRuntime(self.directory, providers, threads, options)
         self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in stages]
         self._check_graphs()
 
@@ -309,18 +320,6 @@ class Cascade:
             batch.append((pixels - mean) / std)
         return np.stack(batch)
 
-    def open(self, file: str) -> onnxruntime.InferenceSession:
-        """A graph of the export, to run with this cascade's providers and threads.
-
-        Raises:
-            ValueError: where the file is missing, damaged or outside the directory, or has weights in another file.
-        """
-        path = graph_in(self.directory, file)
-        try:
-            return onnxruntime.InferenceSession(str(path), self._options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
-            raise ValueError(f"{path} is damaged: {_one_line(error)}") from error
-
     def _check_graphs(self) -> None:
         """Raises a `ValueError` where graphs are not those of this cascade, or of other sizes than the config says."""
         for place, sessions in enumerate(self.stages):
@@ -387,6 +386,53 @@ class Cascade:
         if np.isnan(thresholds).any():
             raise ValueError(f"exit_thresholds must be numbers, got {given}.")
         return np.broadcast_to(thresholds, num_early)
+
+
+class OnnxRuntime:
+    """Opens graphs of an export: `open_graph("stage_6.onnx")`.
+
+    Args:
+        directory: of the export.
+        providers, threads, options: those of [`Cascade`].
+
+    Raises:
+        ValueError: where a provider is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        providers: str | Sequence[Any],
+        threads: int,
+        options: onnxruntime.SessionOptions | None,
+    ):
+        import onnxruntime  # here, since not every machine has it that runs a cascade
+
+        self._directory, self._open = directory, onnxruntime.InferenceSession
+        self._providers = [providers] if isinstance(providers, str) else list(providers)
+        installed = onnxruntime.get_available_providers()
+        for provider in self._providers:
+            name = provider if isinstance(provider, str) else provider[0]
+            if name not in installed:
+                raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
+        _share_one_allocator()
+        self._options = options or onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
+        self._options.add_session_config_entry("session.use_env_allocators", "1")
+        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    def __call__(self, file: str) -> onnxruntime.InferenceSession:
+        """A graph of the export.
+
+        Raises:
+            ValueError: where the file is missing, damaged or outside the directory, or has weights in another file.
+        """
+        path = graph_in(self._directory, file)
+        try:
+            return self._open(str(path), self._options, providers=self._providers)
+        except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
+            raise ValueError(f"{path} is damaged: {_one_line(error)}") from error
 
 
 def file_in(directory: Path, name: Any) -> Path:
@@ -585,7 +631,7 @@ def read_image(source: Any) -> Any:
     return image.convert("RGB")
 
 
-def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(session: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs a graph: output name → value.
 
     Raises:
@@ -599,12 +645,12 @@ def run(session: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) ->
     return dict(zip(names, outputs))  # noqa: B905  Python 3.8 has no strict
 
 
-def stage_inputs(session: onnxruntime.InferenceSession, state: np.ndarray) -> dict[str, np.ndarray]:
+def stage_inputs(session: Graph, state: np.ndarray) -> dict[str, np.ndarray]:
     """What a stage is fed: pixel values (B, C, H, W) if it is the first, else tokens (B, N, d) of the exit before."""
     return {session.get_inputs()[0].name: state}
 
 
-def run_stage(session: onnxruntime.InferenceSession, state: np.ndarray) -> Tokens:
+def run_stage(session: Graph, state: np.ndarray) -> Tokens:
     """Runs a stage up to its exit's layer."""
     outputs = run(session, stage_inputs(session, state))
     # between neighbouring exits there is no layer, and the stage does not repeat its input
@@ -612,7 +658,7 @@ def run_stage(session: onnxruntime.InferenceSession, state: np.ndarray) -> Token
 
 
 def query_inputs(
-    session: onnxruntime.InferenceSession, tokens: Tokens, queries: slice, log_probabilities: np.ndarray
+    session: Graph, tokens: Tokens, queries: slice, log_probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What a query graph is fed, to compute its layer for some of the tokens.
 
@@ -631,7 +677,7 @@ def query_inputs(
     return {**inputs, "previous_sum": log_probabilities} if combines_exits(session) else inputs
 
 
-def combines_exits(session: onnxruntime.InferenceSession) -> bool:
+def combines_exits(session: Graph) -> bool:
     """Whether a query graph is of a cascade whose exits are combined."""
     return any(given.name == "previous_sum" for given in session.get_inputs())
 
@@ -685,6 +731,8 @@ _allocator_is_shared = False
 
 def _share_one_allocator() -> None:
     """One CPU memory arena for all sessions of the process, where each would keep its own."""
+    import onnxruntime
+
     global _allocator_is_shared
     if _allocator_is_shared:
         return

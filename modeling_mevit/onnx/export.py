@@ -32,6 +32,7 @@ from . import cascade_mevit
 from .graphs import Graph, GraphFile, build_graph, cascade_files, cascade_stages, exit_file
 from .page import WebPage, keep_float32
 from .quantize import PrecisionReport, Quantization, lower_precision
+from .triton import write_repository
 from .writer import write_graph
 
 
@@ -95,6 +96,7 @@ def export(
     quantization: Quantization | None = None,
     exporter: Literal["torch", "optimum"] = "torch",
     page: WebPage | None = None,
+    triton: bool = False,
 ) -> Export:
     """Writes `exit_k.onnx` for each exit asked for, the last one as `model.onnx`, and the cascade.
 
@@ -115,6 +117,8 @@ def export(
             which needs Transformers 4.57.
         page: to add to the cascade, to run it in a browser. With a lower precision it offers float32 too, whose files
             are kept in a folder of that name.
+        triton: whether to add a model repository for Triton Inference Server, in the folder `triton`, which serves the
+            cascade.
 
     Raises:
         ValueError: where the model lacks what is asked for, the runtime cannot prepare images as the image processor
@@ -125,6 +129,8 @@ def export(
     output, image_processor = Path(output).resolve(), on_pillow(image_processor)
     if page and not cascade:
         raise ValueError("a page runs the cascade; export that too.")
+    if triton and not cascade:
+        raise ValueError("Triton's model repository serves the cascade; export that too.")
     config = copy.deepcopy(model.config)
     if exits is None:
         exits = config.exit_layers[-1:] if cascade else config.exit_layers
@@ -184,6 +190,9 @@ def export(
             _write_json(directory / "cascade.json", cascade_description(config, quantization))
         if page:
             page.write(directory)
+        if triton:
+            providers = ("CPUExecutionProvider",)
+            write_repository(directory, cascade_mevit.OnnxRuntime(directory, providers, 0, _frugal_options()))
     return Export(output, {file.name: (output / file.name).stat().st_size for file in files}, report)
 
 

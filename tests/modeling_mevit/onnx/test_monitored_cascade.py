@@ -27,11 +27,12 @@ pytestmark = pytest.mark.one_major
 )
 def model(request):
     policy, combination = request.param
-    model = tiny_model(exit_policy=policy, exit_combination=combination)
+    # of a seed whose exits agree on some images
+    model = tiny_model(4 if policy == "patience" else 0, exit_policy=policy, exit_combination=combination)
     images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     model.config.exit_thresholds = thirds_as_thresholds(model, images)
     if policy == "patience":
-        model.config.exit_thresholds = [0.9, 0.5]
+        model.config.exit_thresholds = [0.5, 0.5]
     model.config.early_exit = True
     return model
 

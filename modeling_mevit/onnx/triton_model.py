@@ -1,0 +1,97 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The cascade as a model of Triton Inference Server, which calls its stages as models of their own (BLS).
+
+`mevit export --cascade --triton` puts a copy of this file into a model repository, as `model.py`, beside what
+[`write_repository`] lists. It runs in Triton's Python backend with numpy alone, and nothing but Triton imports it:
+`triton_python_backend_utils` exists only there. How images go from stage to stage is what cascade_mevit.py says.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+DIRECTORY = Path(__file__).resolve().parent
+if str(DIRECTORY) not in sys.path:
+    sys.path.append(str(DIRECTORY))
+
+from cascade_mevit import Cascade  # noqa: E402
+
+
+class Value(NamedTuple):
+    """An input or output of a graph."""
+
+    name: str
+    shape: list[Any]
+
+
+class StageModel:
+    """A graph that Triton serves, called like a session of ONNX Runtime.
+
+    Args:
+        name: of the model.
+        inputs: name and shape of each.
+        outputs: the same.
+    """
+
+    def __init__(self, name: str, inputs: list[Any], outputs: list[Any]):
+        self.name = name
+        self._inputs, self._outputs = ([Value(*value) for value in values] for values in (inputs, outputs))
+
+    def get_inputs(self) -> list[Value]:
+        return self._inputs
+
+    def get_outputs(self) -> list[Value]:
+        return self._outputs
+
+    def run(self, output_names: list[str], input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Asks Triton to run it."""
+        request = pb_utils.InferenceRequest(
+            model_name=self.name,
+            requested_output_names=output_names,
+            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in input_feed.items()],
+            # numpy reads what is in main memory, also where the stage runs on a GPU
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+        )
+        response = request.exec()
+        if response.has_error():
+            raise ValueError(f"{self.name}: {response.error().message()}")
+        values = [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in output_names]
+        scalars = {value.name for value in self._outputs if len(value.shape) == 1}  # of one number for each image
+        return [value[:, 0] if name in scalars else value for name, value in zip(output_names, values, strict=True)]
+
+
+class TritonPythonModel:
+    """Images in, `logits` and `exit_layer` of the exit that each one took out, as config.pbtxt says."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Reads the export's settings. Models of the stages are called NAME_stage_6 and so on, after this one."""
+        graphs, cascade = (
+            json.loads((DIRECTORY / name).read_text("utf-8")) for name in ("graphs.json", "cascade.json")
+        )
+
+        def open_graph(file: str) -> StageModel:
+            return StageModel(f"{args['model_name']}_{Path(file).stem}", **graphs[file])
+
+        self.cascade = Cascade(DIRECTORY, stages=cascade["stages"], graphs=open_graph)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answers all requests that Triton has batched as one batch, which shrinks from exit to exit."""
+        images = [pb_utils.get_input_tensor_by_name(request, "pixel_values").as_numpy() for request in requests]
+        try:
+            output = self.cascade(np.concatenate(images))
+        except ValueError as error:
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error))) for _ in requests]
+        ends = np.cumsum([len(one) for one in images])[:-1]
+        answers = zip(np.split(output.logits, ends), np.split(output.exit_layer[:, None], ends), strict=True)
+        return [
+            pb_utils.InferenceResponse(
+                output_tensors=[pb_utils.Tensor("logits", logits), pb_utils.Tensor("exit_layer", exit_layer)]
+            )
+            for logits, exit_layer in answers
+        ]
