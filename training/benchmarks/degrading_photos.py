@@ -68,6 +68,7 @@ class DegradingArguments:
 
     run: str = field(metadata={"help": "Output directory of train.py, of a MEViT."})
     data: str = field(metadata={"help": "The data set, as train.py reads it."})
+    half: str | None = field(default=None, metadata={"help": "'first' or 'second' half of the test images alone."})
     policy: str = field(default="confidence", metadata={"help": "Exit policy."})
     audits: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.2], metadata={"help": "Shares to audit."})
     images: int = field(default=300_000, metadata={"help": "Images of a stream."})
@@ -129,9 +130,9 @@ def watch(
     """Watches one stream, whose images come from each step in turn.
 
     Returns:
-        `alarm`, the number of images until then, None where there is none; `audited` until then; `cost`, the share
-        of those images that early exit lost; `largest`, the largest such share that the stream ever had until then;
-        and `step`, the place of the step.
+        `alarm`, the number of images until then, None where there is none; `audited` until then, or until the end;
+        `cost`, the share of those images that early exit lost; `largest`, the largest that this share has been
+        at the end of a step or at the alarm; and `step`, the place of the step.
     """
     monitor = PromiseMonitor.from_calibration(calibration, audit=audit, seed=int(rng.integers(2**32)))
     length, lost, seen, largest = num_images // len(steps), 0, 0, -math.inf
@@ -142,21 +143,15 @@ def watch(
             differs = int(step.differs[drawn[position]])
             monitor.update(early=[differs], full=[0])
             if monitor.alarm:
-                costs = (lost + step.lost[drawn[: position + 1]].cumsum()) / (seen + np.arange(1, position + 2))
-                largest = max(largest, float(costs[-1]))
-                tested = monitor.counts["audited"]
                 alarm = seen + position + 1
-                return {
-                    "alarm": alarm,
-                    "audited": tested,
-                    "cost": float(costs[-1]),
-                    "largest": largest,
-                    "step": place,
-                }
+                cost = (lost + int(step.lost[drawn[: position + 1]].sum())) / alarm
+                found = {"alarm": alarm, "audited": monitor.counts["audited"], "step": place}
+                return {**found, "cost": cost, "largest": max(largest, cost)}
         lost += int(step.lost[drawn].sum())
         seen += length
         largest = max(largest, lost / seen)
-    return {"alarm": None, "audited": monitor.counts["audited"], "cost": lost / seen, "largest": largest, "step": None}
+    found = {"alarm": None, "audited": monitor.counts["audited"], "step": None}
+    return {**found, "cost": lost / seen, "largest": largest}
 
 
 def summary(alarms: list[dict[str, Any]], steps: list[Step], num_images: int) -> dict[str, Any]:
@@ -169,7 +164,9 @@ def summary(alarms: list[dict[str, Any]], steps: list[Step], num_images: int) ->
         "clean": sum(one["step"] == 0 for one in found) / len(alarms),
         "median_alarm": middle,
         "median_audited": float(np.median([one["audited"] for one in found])) if found else None,
-        "median_step": None if middle is None else steps[min(int(middle * len(steps) / num_images), 5)].name,
+        "median_step": None
+        if middle is None
+        else steps[min(int(middle * len(steps) / num_images), len(steps) - 1)].name,
         "median_cost": float(np.median([one["cost"] for one in alarms])),
         "largest_cost": max(one["largest"] for one in alarms),
     }
@@ -221,13 +218,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     validation = images_of(DataSource(arguments.data, "validation"), run)
     model = load(run)
     results: dict[str, Any] = {
-        **{name: getattr(arguments, name) for name in ("policy", "images", "streams", "seed")},
+        **{name: getattr(arguments, name) for name in ("half", "policy", "images", "streams", "seed")},
         "run": run.resolve().name,
         "too_late": TOO_LATE,
         "targets": [],
         "environment": environment_info(),
     }
-    predictions = predict_changed(run, DataSource(arguments.data, "test"))
+    predictions = predict_changed(run, DataSource(arguments.data, "test", arguments.half))
     for target in TARGETS:
         found = calibrate(model, validation, target, policy=arguments.policy)
         print(found)
