@@ -52,6 +52,10 @@ LabelColumn = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster, such as 10.0.0.1:6379 or 'auto'; this machine by default."),
+]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU where there is one, by default.")]
 
 
@@ -238,7 +242,7 @@ def export(
         raise ValueError("--examples, --ort-dir and --push-to-hub are for the page of --web, which is not asked for.")
     if web and not cascade:
         raise ValueError("--web is for the page of a cascade; add --cascade.")
-    layers = None if exits is None else [_layer(text) for text in exits.split(",")]
+    layers = None if exits is None else [_layer(text, "--exits") for text in exits.split(",")]
     model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
     if precision != "float32":
         if data is None:
@@ -292,13 +296,53 @@ def benchmark(
     print(save_benchmark([row.to_dict() for row in rows], why_no_energy, len(arrays), threads, output))
 
 
+@app.command()
+def score(
+    checkpoint: Source,
+    source: Annotated[
+        str,
+        typer.Argument(help="Images: a folder, a glob, Parquet files, or a URI such as s3://…", show_default=False),
+    ],
+    output: Annotated[str, typer.Argument(help="Directory or URI for Parquet files of results.", show_default=False)],
+    cluster: Cluster = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Processes with the model; as many as there is room for, by default.", min=1)
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="CPUs of an actor.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of an actor; a part of one where several share it.", min=0)] = 0,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory of an actor in GiB, to put no more on a machine than fit.", min=0)
+    ] = None,
+    batch_size: BatchSize = 32,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of Parquet files with images or their names.")
+    ] = None,
+) -> None:
+    """Scores any number of images on Ray Data; run again, it scores only those that OUTPUT lacks."""
+    from .scale.score import score as run_score
+
+    report = run_score(
+        checkpoint,
+        source,
+        output,
+        cluster=cluster,
+        actors=actors,
+        cpus=cpus,
+        gpus=gpus,
+        memory=memory,
+        batch_size=batch_size,
+        image_column=image_column,
+    )
+    print(report)
+
+
 def _one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
-def _layer(text: str) -> int:
+def _layer(text: str, option: str) -> int:
     if not text.strip().isdigit():
-        raise ValueError(f"--exits must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
+        raise ValueError(f"{option} must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
     return int(text)
 
 
@@ -314,7 +358,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Multi-exit Vision Transformers: calibrate, evaluate, predict, export."""
+    """Multi-exit Vision Transformers: calibrate, evaluate, predict, export, score, serve."""
 
 
 def main() -> None:
