@@ -336,6 +336,62 @@ def score(
     print(report)
 
 
+@app.command()
+def serve(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPORT", help="What `mevit export --cascade` wrote.", show_default=False),
+    ],
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS", help="Exits to cut the cascade at, such as 6 9 12; each part has replicas of its own."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other needs a token in MEVIT_SERVE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    cluster: Cluster = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch, at most.", min=1)] = 8,
+    batch_wait: Annotated[float, typer.Option(help="ms that an image waits for others, at most.", min=0)] = 5,
+    replicas: Annotated[
+        int | None, typer.Option(help="Of a segment, at most; as many as there are CPUs for, by default.", min=1)
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of a replica, each of which takes a CPU.", min=1)] = 1,
+    queue: Annotated[int, typer.Option(help="Images accepted and not answered yet, at most.", min=1)] = 64,
+    deadline: Annotated[float, typer.Option(help="Seconds until an accepted request is given up.")] = 30,
+    max_images: Annotated[int, typer.Option(help="Images in a request, at most.", min=1)] = 32,
+    max_megabytes: Annotated[float, typer.Option(help="Of a request, at most.")] = 16,
+    max_megapixels: Annotated[float, typer.Option(help="Of an image, at most; read before it is decoded.")] = 50,
+) -> None:
+    """Serves an exported cascade by HTTP on Ray Serve: POST /predict, GET /healthz and /metrics."""
+    from .scale.requests import Limits
+    from .scale.serve import Service, token_from_environment
+    from .scale.serve import serve as run_serve
+
+    # `--segments 6 9 12`: layers after the first one arrive as arguments
+    layers = [] if segments is None else [segments, *(word for word in words if word.isdigit())]
+    exports = words if segments is None else [word for word in words if not word.isdigit()]
+    if len(exports) != 1:
+        raise ValueError(f"EXPORT must be one directory, got {len(exports)}: {', '.join(exports)}.")
+    service = Service(
+        exports[0],
+        [_layer(text, "--segments") for part in layers for text in part.replace(",", " ").split()],
+        host,
+        port,
+        batch_size,
+        batch_wait,
+        replicas,
+        threads,
+        queue,
+        deadline,
+        Limits(max_megabytes, max_images, max_megapixels),
+        token_from_environment(),
+    )
+    run_serve(service, cluster)
+
+
 def _one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
