@@ -20,6 +20,13 @@ _EXTRA_OF = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "optimum": "optimum",
+    "ray": "scale",
+    "pyarrow": "scale",
+    "fsspec": "scale",
+    "python_multipart": "scale",
+    "prometheus_client": "scale",
+    "starlette": "scale",
+    "uvicorn": "scale",
 }
 
 

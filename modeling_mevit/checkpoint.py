@@ -21,7 +21,7 @@ from .data.identity import UNLABELLED
 from .data.image_dataset import DataSource, ImageClassificationDataset
 from .data.image_processing import on_pillow
 from .early_exit.calibration_target import CalibrationTarget
-from .hub import locate
+from .hub import is_export, locate
 from .modeling_mevit import MEViTForImageClassification
 from .reports.environment import environment_info
 from .reports.model_card import write_card
@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 
 _COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the config
 _READ_BY_CARD = (*_COPIED, "evaluation.json", "accuracy_cost.png", "README.md")
-
-
-def is_export(name_or_path: str | Path) -> bool:
-    """Whether a name is that of a directory with the cascade of an export."""
-    return Path(name_or_path, "cascade.json").is_file()
 
 
 def load_model(checkpoint: str, device: str | None = None) -> MEViTForImageClassification:

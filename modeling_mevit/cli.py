@@ -52,6 +52,10 @@ LabelColumn = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", min=1)]
 Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Address of a Ray cluster, such as 10.0.0.1:6379 or 'auto'; this machine by default."),
+]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU where there is one, by default.")]
 
 
@@ -302,14 +306,110 @@ def benchmark(
     print(save_benchmark([row.to_dict() for row in rows], why_no_energy, len(arrays), threads, output))
 
 
+@app.command()
+def score(
+    checkpoint: Source,
+    source: Annotated[
+        str,
+        typer.Argument(help="Images: a folder, a glob, Parquet files, or a URI such as s3://…", show_default=False),
+    ],
+    output: Annotated[str, typer.Argument(help="Directory or URI for Parquet files of results.", show_default=False)],
+    cluster: Cluster = None,
+    actors: Annotated[
+        int | None, typer.Option(help="Processes with the model; as many as there is room for, by default.", min=1)
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="CPUs of an actor.", min=1)] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs of an actor; a part of one where several share it.", min=0)] = 0,
+    memory: Annotated[
+        float | None, typer.Option(help="Memory of an actor in GiB, to put no more on a machine than fit.", min=0)
+    ] = None,
+    batch_size: BatchSize = 32,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of Parquet files with images or their names.")
+    ] = None,
+) -> None:
+    """Scores any number of images on Ray Data; run again, it scores only those that OUTPUT lacks."""
+    from .scale.score import score as run_score
+
+    report = run_score(
+        checkpoint,
+        source,
+        output,
+        cluster=cluster,
+        actors=actors,
+        cpus=cpus,
+        gpus=gpus,
+        memory=memory,
+        batch_size=batch_size,
+        image_column=image_column,
+    )
+    print(report)
+
+
+@app.command()
+def serve(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="EXPORT", help="What `mevit export --cascade` wrote.", show_default=False),
+    ],
+    segments: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYERS", help="Exits to cut the cascade at, such as 6 9 12; each part has replicas of its own."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any other needs a token in MEVIT_SERVE_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.", min=0, max=65535)] = 8000,
+    cluster: Cluster = None,
+    batch_size: Annotated[int, typer.Option(help="Images in a batch, at most.", min=1)] = 8,
+    batch_wait: Annotated[float, typer.Option(help="ms that an image waits for others, at most.", min=0)] = 5,
+    replicas: Annotated[
+        int | None, typer.Option(help="Of a segment, at most; as many as there are CPUs for, by default.", min=1)
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Of a replica, each of which takes a CPU.", min=1)] = 1,
+    queue: Annotated[int, typer.Option(help="Images accepted and not answered yet, at most.", min=1)] = 64,
+    deadline: Annotated[float, typer.Option(help="Seconds until an accepted request is given up.")] = 30,
+    max_images: Annotated[int, typer.Option(help="Images in a request, at most.", min=1)] = 32,
+    max_megabytes: Annotated[float, typer.Option(help="Of a request, at most.")] = 16,
+    max_megapixels: Annotated[float, typer.Option(help="Of an image, at most; read before it is decoded.")] = 50,
+) -> None:
+    """Serves an exported cascade by HTTP on Ray Serve: POST /predict, GET /healthz and /metrics."""
+    from .scale.requests import Limits
+    from .scale.serve import Service, token_from_environment
+    from .scale.serve import serve as run_serve
+
+    # `--segments 6 9 12`: layers after the first one arrive as arguments
+    layers = [] if segments is None else [segments, *(word for word in words if word.isdigit())]
+    exports = words if segments is None else [word for word in words if not word.isdigit()]
+    if len(exports) != 1:
+        raise ValueError(f"EXPORT must be one directory, got {len(exports)}: {', '.join(exports)}.")
+    service = Service(
+        exports[0],
+        _layers(",".join(layers), "--segments"),
+        host,
+        port,
+        batch_size,
+        batch_wait,
+        replicas,
+        threads,
+        queue,
+        deadline,
+        Limits(max_megabytes, max_images, max_megapixels),
+        token_from_environment(),
+    )
+    run_serve(service, cluster)
+
+
 def _one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
 
 
-def _layers(text: str) -> list[int]:
-    numbers = [number.strip() for number in text.split(",")]
+def _layers(text: str, option: str = "--exits") -> list[int]:
+    numbers = text.replace(",", " ").split()
     if not all(number.isdigit() for number in numbers):
-        raise ValueError(f"--exits must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
+        raise ValueError(f"{option} must be layer numbers with commas between, such as 6,9,12, got {text!r}.")
     return [int(number) for number in numbers]
 
 
@@ -325,7 +425,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Multi-exit Vision Transformers: calibrate, evaluate, predict, export."""
+    """Multi-exit Vision Transformers: calibrate, evaluate, predict, export, score, serve."""
 
 
 def main() -> None:

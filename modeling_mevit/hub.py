@@ -1,6 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the Hub can be reached: asked once for each name, and before anything is imported that takes seconds."""
+"""Where a model lies. Whether the Hub can be reached is asked once for each name, and before anything is imported that
+takes seconds."""
 
 import threading
 from functools import cache
@@ -29,6 +30,11 @@ def locate(checkpoint: str) -> str:
             f"the Hub cannot be reached, and {checkpoint} is neither a local directory nor in the Hub's cache."
         )
     return str(Path(cached).parent)
+
+
+def is_export(name_or_path: str | Path) -> bool:
+    """Whether a name is that of a directory with the cascade of an export."""
+    return Path(name_or_path, "cascade.json").is_file()
 
 
 @cache

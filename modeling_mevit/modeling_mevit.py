@@ -54,6 +54,7 @@ class MEViTOutput(ModelOutput):
         loss: (), with `labels`: equation 1 summed over the exits.
         logits: (B, L), of the last exit; with early exit, of the exit that each sample took. Float32 under `"mean"`.
         exit_layer: (B,), int64, with early exit: layer of the exit that each sample took.
+        exit_score: (B,), float32, with early exit: score of that exit under `config.exit_policy`.
         exit_logits: (B, E, L), without early exit: every exit's own, in the order of `config.exit_layers`;
             [`combine_exits`] makes of them what the exits predict with.
         exit_scores: (B, E), float32, without early exit: score of every exit under `config.exit_policy`, low if it is
@@ -68,6 +69,7 @@ class MEViTOutput(ModelOutput):
     loss: Tensor | None = None
     logits: Tensor | None = None
     exit_layer: Tensor | None = None
+    exit_score: Tensor | None = None
     exit_logits: Tensor | None = None
     exit_scores: Tensor | None = None
     exit_uncertainty: Tensor | None = None
@@ -333,10 +335,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         if not len(samples):
             logits = hidden_state.new_empty(0, config.num_labels)
             logits, _ = combine_exit(config.exit_combination, logits, log_probabilities, num_exits=1)
-            return MEViTOutput(logits=logits, exit_layer=samples)
+            return MEViTOutput(logits=logits, exit_layer=samples, exit_score=samples.float())
         left: list[Tensor] = []
         left_logits: list[Tensor] = []
         left_layers: list[Tensor] = []
+        left_scores: list[Tensor] = []
         computed = self._exits_that_count(thresholds)
         for number, layer in enumerate(encoder_layers(self.vit), start=1):
             if number not in computed:
@@ -355,12 +358,12 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 config.exit_combination, logits.to(device), log_probabilities, num_exits=place + 1
             )
 
+            previous, label = label, exit_labels(logits)
+            streak = torch.where(label == previous, streak + 1, 1)
+            score = self._score(logits, streak)
             if number == config.num_hidden_layers:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
             else:
-                previous, label = label, exit_labels(logits)
-                streak = torch.where(label == previous, streak + 1, 1)
-                score = self._score(logits, streak)
                 # an exit whose logits are not all finite is never sure
                 leaves = (score < thresholds[place]) & (label != NO_LABEL)
 
@@ -368,6 +371,7 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 left.append(samples[leaves])
                 left_logits.append(logits[leaves])
                 left_layers.append(torch.full_like(left[-1], number))
+                left_scores.append(score[leaves])
                 if leaves.all():
                     break
                 stays = ~leaves
@@ -383,7 +387,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 hidden_state = torch.cat((cls_output, mlp_outputs(layer, hidden_state)), dim=1)
 
         in_order = torch.cat(left).argsort()
-        return MEViTOutput(logits=torch.cat(left_logits)[in_order], exit_layer=torch.cat(left_layers)[in_order])
+        return MEViTOutput(
+            logits=torch.cat(left_logits)[in_order],
+            exit_layer=torch.cat(left_layers)[in_order],
+            exit_score=torch.cat(left_scores)[in_order],
+        )
 
     def _exits_that_count(self, thresholds: list[float]) -> list[int]:
         """Layers of the exits that an early-exit run has to compute: those where a sample can leave, since no score is

@@ -9,7 +9,6 @@ import io
 import logging
 import re
 from collections.abc import Collection, Iterable
-from functools import cache
 from itertools import compress
 from os import PathLike
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 from ..hub import answers
 from .demo import CLASS_NAMES, demo_images
 from .identity import UNLABELLED, is_local
+from .image_files import image_extensions
 
 
 logger = logging.getLogger(__name__)
@@ -361,13 +361,7 @@ def _has_images(paths: Iterable[Path], folder: Path) -> bool:
 
 def _is_image(path: Path, folder: Path) -> bool:
     """Whether a path within a folder is a visible image file, by its name."""
-    return path.suffix.lower() in _image_extensions() and path.is_file() and not _is_hidden(path, folder)
-
-
-@cache
-def _image_extensions() -> set[str]:
-    """Of the files that Pillow reads."""
-    return {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return path.suffix.lower() in image_extensions() and path.is_file() and not _is_hidden(path, folder)
 
 
 def _visible_folders(folder: Path) -> list[Path]:

@@ -31,11 +31,11 @@ Transform = Callable[[Image.Image], torch.Tensor]
 AutoAugment = Literal["imagenet", "ta_wide"]
 
 
-def read_image(path_or_bytes: str | PathLike[str] | bytes, banner: int = 0) -> Image.Image:
+def read_image(path_or_bytes: str | PathLike[str] | bytes | io.BytesIO, banner: int = 0) -> Image.Image:
     """Reads one image in full, upright and without its banner.
 
     Args:
-        path_or_bytes: path to an image file, or its content.
+        path_or_bytes: path to an image file, or its content, also as a stream, whose name then stands in messages.
         banner: height, in pixels, of what is cut off at the bottom.
 
     Returns:

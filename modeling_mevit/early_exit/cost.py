@@ -82,11 +82,7 @@ def dynamic_exit_costs(config: MEViTConfig) -> dict[int, float]:
         prefix = copy.deepcopy(config)
         prefix.num_hidden_layers, prefix.exit_layers = layer, config.exit_layers[:place]
         prefix.exit_thresholds, prefix.calibration = None, None
-        model = on_meta_device(MEViTForImageClassification, prefix)
-        needed = count_macs(model)
-        if layer == config.exit_layers[-1] and config.predicts_uncertainty:
-            needed -= model.uncertainty.weight.shape[1]  # no image goes on from here, so no score is needed
-        costs[layer] = needed / plain
+        costs[layer] = count_macs(on_meta_device(MEViTForImageClassification, prefix)) / plain
     return costs
 
 

@@ -29,7 +29,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -61,13 +61,55 @@ class CascadeOutput(NamedTuple):
     Args:
         logits: (B, L), float32, of the exit that each image took.
         exit_layer: (B,), int64, the layer of that exit.
+        exit_score: (B,), float32, its score, low where the exit is sure.
         borderline: (B,), bool, whether an image had, at an exit that it reached, a score within 1e-4 of its threshold.
             Another runtime may let it leave at another exit.
     """
 
     logits: np.ndarray
     exit_layer: np.ndarray
+    exit_score: np.ndarray
     borderline: np.ndarray
+
+
+class CascadeState(NamedTuple):
+    """Images on their way through a cascade: what the stages that follow need of them.
+
+    Args:
+        hidden: (B, C, H, W), pixel values before the first stage; then (B, N, d), tokens that the exit before gave.
+        labels: (B,), int64, that the exit before predicts; -1 where it predicts none.
+        streak: (B,), int64, how many exits in a row predict that label.
+        log_probabilities: (B, L), float32, summed over the exits passed, where exits are combined.
+        audited: (B,), bool, which images run to the end, also where they have left.
+        left: (B,), bool, which of them have left, so that they have their answer.
+    """
+
+    hidden: np.ndarray
+    labels: np.ndarray
+    streak: np.ndarray
+    log_probabilities: np.ndarray
+    audited: np.ndarray
+    left: np.ndarray
+
+    def select(self, samples: np.ndarray) -> CascadeState:
+        """That of some of the images, by mask or index."""
+        return CascadeState(*(array[samples] for array in self))
+
+
+class ExitAnswer(NamedTuple):
+    """What one exit says of the images that reach it.
+
+    Args:
+        logits: (B, L), float32, that it predicts with.
+        exit_logits: (B, L), float32, its own; others only where exits are combined.
+        scores: (B,), float32.
+        leaves: (B,), bool, which images leave there, and did not before.
+    """
+
+    logits: np.ndarray
+    exit_logits: np.ndarray
+    scores: np.ndarray
+    leaves: np.ndarray
 
 
 class Preprocessing(NamedTuple):
@@ -110,26 +152,6 @@ class Graph(Protocol):
         ...
 
 
-class Reached(NamedTuple):
-    """What happens at an exit to the R images that reach it.
-
-    Args:
-        place: of the exit, from 0 on.
-        samples: (R,), which images these are.
-        answers: of the query graph, such as `logits` (R, L).
-        scores: (R,).
-        leaves: (R,), bool, whose answer this is, unless they had one before; at the last exit all.
-        labels: (R,), int64, that the exit predicts; −1 where its logits are not all finite.
-    """
-
-    place: int
-    samples: np.ndarray
-    answers: dict[str, np.ndarray]
-    scores: np.ndarray
-    leaves: np.ndarray
-    labels: np.ndarray
-
-
 class Monitor(Protocol):
     """What watches a cascade: the `PromiseMonitor` of monitoring_mevit.py, which lies beside this file."""
 
@@ -153,6 +175,8 @@ class Cascade:
         config: what config.json holds, which is read by default.
         stages: what cascade.json lists, which is read by default; an export that is not finished has none.
         options: of ONNX Runtime's sessions, its own by default; those for sessions that take turns are added.
+        places: of the exits whose stages are opened, from 0 to E - 1, one after the other; all by default. With some,
+            only `advance` runs.
         monitor: of the promise: the images that it draws also run to the end, on from where they left, in every call
             with early exit. Answers do not depend on it.
         graphs: opens a graph by the name of its file, where something else than ONNX Runtime runs it.
@@ -170,6 +194,7 @@ class Cascade:
         config: dict[str, Any] | None = None,
         stages: list[dict[str, Any]] | None = None,
         options: onnxruntime.SessionOptions | None = None,
+        places: range | None = None,
         monitor: Monitor | None = None,
         graphs: Callable[[str], Graph] | None = None,
     ):
@@ -185,7 +210,11 @@ class Cascade:
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
         self.open = graphs or OnnxRuntime(self.directory, providers, threads, options)
-        self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in stages]
+        self.places = range(len(stages)) if places is None else places
+        if not self.places or self.places != range(len(stages))[self.places.start : self.places.stop]:
+            raise ValueError(f"places must be some of {range(len(stages))} in a row, got {places}.")
+        opened = [stages[place] for place in self.places]
+        self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in opened]
         self._check_graphs()
 
     def __call__(
@@ -205,27 +234,86 @@ class Cascade:
             ValueError: where images have another shape or type, or thresholds are missing, of the wrong number, NaN,
                 or given to a run that does not leave early.
         """
-        pixel_values = self._checked(pixel_values)
-        thresholds = self._thresholds(early_exit, exit_thresholds)
-        logits = np.zeros((len(pixel_values), len(self.labels)), dtype=np.float32)
-        exit_layer = np.full(len(pixel_values), self.exit_layers[-1], dtype=np.int64)
-        borderline, has_left = (np.zeros(len(pixel_values), dtype=bool) for _ in range(2))
         monitor = self.monitor if self._is_early(early_exit) else None
-        audited = np.zeros(len(pixel_values), dtype=bool) if monitor is None else monitor.draw(len(pixel_values))
-        full_labels = np.zeros(len(pixel_values), dtype=np.int64)
-        for reached in self._exits(pixel_values, thresholds, self._counts(thresholds), audited):
-            # those that go on are written again at their next exit, audited ones that have left are not
-            new = ~has_left[reached.samples]
-            samples, exit_layer_here = reached.samples[new], self.exit_layers[reached.place]
-            logits[samples], exit_layer[samples] = reached.answers["logits"][new], exit_layer_here
-            if reached.place < len(thresholds):
-                borderline[samples] |= np.abs(reached.scores[new] - thresholds[reached.place]) < BORDERLINE
-            has_left[samples] = reached.leaves[new]
-            full_labels[reached.samples] = reached.labels
-        if monitor is not None and audited.any():
-            labels = np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
-            monitor.update(early=labels[audited], full=full_labels[audited])
-        return CascadeOutput(logits, exit_layer, borderline)
+        pixel_values = self._checked(pixel_values)
+        audited = None if monitor is None else monitor.draw(len(pixel_values))
+        output, at_the_end, state = self.advance(self.start(pixel_values, audited), early_exit, exit_thresholds)
+        if monitor is not None and len(at_the_end):
+            monitor.update(early=_labels_of(output.logits[at_the_end]), full=state.labels)
+        return output
+
+    def start(self, pixel_values: np.ndarray, audited: np.ndarray | None = None) -> CascadeState:
+        """Images (B, C, H, W) before the first stage, to be run by `advance`.
+
+        Args:
+            pixel_values: of the images.
+            audited: (B,), bool, which of them run to the end whatever the exits say; none by default.
+
+        Raises:
+            ValueError: where images have another shape or type.
+        """
+        pixel_values = self._checked(pixel_values)
+        count = len(pixel_values)
+        nobody = np.zeros(count, dtype=bool)
+        return CascadeState(
+            hidden=pixel_values,
+            labels=np.full(count, -1),
+            streak=np.zeros(count, dtype=np.int64),
+            log_probabilities=np.zeros((count, len(self.labels)), dtype=np.float32),
+            audited=nobody if audited is None else audited,
+            left=nobody,
+        )
+
+    def advance(
+        self,
+        state: CascadeState,
+        early_exit: bool | None = None,
+        exit_thresholds: float | Sequence[float] | None = None,
+    ) -> tuple[CascadeOutput, np.ndarray, CascadeState]:
+        """Runs images through the stages that were opened. Those that leave early leave the batch at their exit.
+
+        So a cascade can be cut at any exit, its parts run in processes of their own, and only states go between them.
+
+        Args:
+            state: of B images, that `start` or the part before gave.
+            early_exit: whether images leave early; what the config says by default.
+            exit_thresholds: one number, or one for each exit but the last of the whole cascade; the config's by
+                default.
+
+        Returns:
+            What the exits say of all B images, where `logits`, `exit_layer` and `exit_score` are of those that left
+            now, and 0 of the others; which images go on, (R,), int64; and their state, for the part that follows.
+            Audited images go on from every exit, so that at the end the state has theirs, whose `labels` are those of
+            the full run.
+
+        Raises:
+            ValueError: where thresholds are missing, of the wrong number, NaN, or given to a run that does not leave
+                early.
+        """
+        thresholds = self._thresholds(early_exit, exit_thresholds)
+        counts, count = self._counts(thresholds), len(state.hidden)
+        output = CascadeOutput(
+            logits=np.zeros((count, len(self.labels)), dtype=np.float32),
+            exit_layer=np.zeros(count, dtype=np.int64),
+            exit_score=np.zeros(count, dtype=np.float32),
+            borderline=np.zeros(count, dtype=bool),
+        )
+        samples = np.arange(count)  # which images are still in the batch
+        for place in self.places:
+            if not len(samples):
+                break
+            if not counts[place]:
+                state = self._skip_exit(place, state)
+                continue
+            answer, rest = self._run_exit(place, state, thresholds)
+            left = samples[answer.leaves]
+            output.logits[left], output.exit_score[left] = answer.logits[answer.leaves], answer.scores[answer.leaves]
+            output.exit_layer[left] = self.exit_layers[place]
+            if place < len(thresholds):
+                is_near = np.abs(answer.scores - thresholds[place]) < BORDERLINE
+                output.borderline[samples] |= is_near & ~state.left
+            samples, state = samples[~answer.leaves | state.audited], rest
+        return output, samples, state
 
     def every_exit(self, pixel_values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Runs images (B, C, H, W) to the end: logits (B, E, L) and scores (B, E) of every exit, float32.
@@ -235,68 +323,68 @@ class Cascade:
         Raises:
             ValueError: where images have another shape or type.
         """
-        pixel_values = self._checked(pixel_values)
-        every, none = [True] * len(self.stages), np.zeros(len(pixel_values), dtype=bool)
-        exits = list(self._exits(pixel_values, self._thresholds(early_exit=False, given=None), every, none))
-        if not exits:  # no images
-            shape = (0, len(self.exit_layers))
-            return np.zeros((*shape, len(self.labels)), dtype=np.float32), np.zeros(shape, dtype=np.float32)
-        logits = [reached.answers.get("exit_logits", reached.answers["logits"]) for reached in exits]
-        return np.stack(logits, axis=1), np.stack([reached.scores for reached in exits], axis=1)
+        state, nowhere = self.start(pixel_values), self._thresholds(early_exit=False, given=None)
+        logits = np.zeros((len(pixel_values), len(self.exit_layers), len(self.labels)), dtype=np.float32)
+        scores = np.zeros(logits.shape[:2], dtype=np.float32)
+        for place in self.places if len(pixel_values) else ():
+            answer, state = self._run_exit(place, state, nowhere)
+            logits[:, place], scores[:, place] = answer.exit_logits, answer.scores
+        return logits, scores
 
     def _counts(self, thresholds: np.ndarray) -> list[bool]:
         """(E,): which exits a run needs: those where an image can leave, since no score is below 0; and all of them
         where an exit's answer depends on those before."""
         if self.config["exit_policy"] == "patience" or combines_exits(self.stages[0][1]):
-            return [True] * len(self.stages)
+            return [True] * len(self.exit_layers)
         return [*(thresholds > 0).tolist(), True]
 
-    def _exits(
-        self, pixel_values: np.ndarray, thresholds: np.ndarray, counts: list[bool], audited: np.ndarray
-    ) -> Iterator[Reached]:
-        """Runs images from exit to exit; those whose score is under the exit's threshold leave the batch there, unless
-        they are audited (B,).
+    def _graphs(self, place: int) -> tuple[Graph, Graph]:
+        """Stage and query graph of an exit, by its place in the whole cascade."""
+        return self.stages[place - self.places.start]
 
-        At exits that do not count, their layer is computed for all tokens at once.
+    def _skip_exit(self, place: int, state: CascadeState) -> CascadeState:
+        """Runs images to an exit that does not count: its layer is computed for all tokens at once."""
+        stage, query = self._graphs(place)
+        tokens = run_stage(stage, state.hidden)
+        hidden = run(query, query_inputs(query, tokens, TOKENS, state.log_probabilities))["outputs"]
+        return state._replace(hidden=hidden)
 
-        Yields:
-            What happens at each exit that counts and is reached.
+    def _run_exit(self, place: int, state: CascadeState, thresholds: np.ndarray) -> tuple[ExitAnswer, CascadeState]:
+        """Runs images to an exit, and those that go on through the rest of its layer.
+
+        Returns:
+            What the exit says of all, and the state of those that do not leave, or are audited. From the last exit it
+            is that of audited ones, which go no further.
         """
-        state = pixel_values
-        samples = np.arange(len(state))  # which images are still in the batch
-        labels, streak = np.full(len(state), -1), np.zeros(len(state), dtype=np.int64)
-        log_probabilities = np.zeros((len(state), len(self.labels)), dtype=np.float32)  # of exits passed, summed
-        if not len(samples):
-            return
-        for place, (stage, query) in enumerate(self.stages):
-            tokens = run_stage(stage, state)
-            if not counts[place]:
-                state = run(query, query_inputs(query, tokens, TOKENS, log_probabilities))["outputs"]
-                continue
-            answers = run(query, query_inputs(query, tokens, CLS, log_probabilities))
-            log_probabilities = answers.get("log_probability_sum", log_probabilities)
-            # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
-            finite = np.isfinite(answers["logits"]).all(-1)
-            predicted = np.where(finite, answers["logits"].argmax(-1), -1)
-            streak, labels = np.where(predicted == labels, streak + 1, 1), predicted
-            # patience is the only policy whose score depends on the exits before, so that no graph computes it
-            if "score" in answers:
-                scores = answers["score"]
-            else:
-                scores = np.where(finite, _patience_score(streak, len(self.stages)), np.float32(np.nan))
-            is_last = place == len(thresholds)
-            leaves = finite & (scores < thresholds[place]) if not is_last else np.ones(len(samples), dtype=bool)
-            yield Reached(place, samples, answers, scores, leaves, predicted)
-            stays = ~leaves | audited[samples]
-            if is_last or not stays.any():
-                return
+        stage, query = self._graphs(place)
+        tokens = run_stage(stage, state.hidden)
+        answers = run(query, query_inputs(query, tokens, CLS, state.log_probabilities))
+        log_probabilities = answers.get("log_probability_sum", state.log_probabilities)
+        logits = answers["logits"]
+        # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
+        finite = np.isfinite(logits).all(-1)
+        labels = _labels_of(logits)
+        streak = np.where(labels == state.labels, state.streak + 1, 1)
+        # patience is the only policy whose score depends on the exits before, so that no graph computes it
+        if "score" in answers:
+            scores = answers["score"]
+        else:
+            scores = np.where(finite, _patience_score(streak, len(self.exit_layers)), np.float32(np.nan))
+        is_last = place == len(thresholds)
+        leaves = np.ones(len(finite), dtype=bool) if is_last else (scores < thresholds[place]) & finite
+        answer = ExitAnswer(logits, answers.get("exit_logits", logits), scores, leaves & ~state.left)
 
-            cls = answers["outputs"]
-            if not stays.all():
-                samples, labels, streak = samples[stays], labels[stays], streak[stays]
-                tokens, cls, log_probabilities = tokens.select(stays), cls[stays], log_probabilities[stays]
-            patches = run(query, query_inputs(query, tokens, PATCHES, log_probabilities))["outputs"]
-            state = np.concatenate((cls, patches), axis=1)
+        # of [CLS] alone so far
+        passed = CascadeState(
+            answers["outputs"], labels, streak, log_probabilities, state.audited, state.left | leaves
+        )
+        stays = ~leaves | state.audited
+        if not stays.all():
+            passed, tokens = passed.select(stays), tokens.select(stays)
+        if is_last or not stays.any():
+            return answer, passed
+        patches = run(query, query_inputs(query, tokens, PATCHES, passed.log_probabilities))["outputs"]
+        return answer, passed._replace(hidden=np.concatenate((passed.hidden, patches), axis=1))
 
     def preprocess(self, images: Sequence[Any]) -> np.ndarray:
         """Reads images (files or PIL images) as the model's image processor does: (B, C, H, W), float32.
@@ -322,7 +410,7 @@ class Cascade:
 
     def _check_graphs(self) -> None:
         """Raises a `ValueError` where graphs are not those of this cascade, or of other sizes than the config says."""
-        for place, sessions in enumerate(self.stages):
+        for place, sessions in zip(self.places, self.stages):  # noqa: B905  Python 3.8 has no strict
             stage, query = ({one.name: one.shape for one in session.get_outputs()} for session in sessions)
             combines = combines_exits(sessions[1])
             answers = {"outputs", "logits"} | ({"exit_logits", "log_probability_sum"} if combines else set())
@@ -346,6 +434,8 @@ class Cascade:
                 f"{combination!r}, which the graphs of exit {self.exit_layers[place]} compute",
                 given,
             )
+        if self.places.start > 0:
+            return
         expected = [self.config["num_channels"], *self.image_size]
         found = self.stages[0][0].get_inputs()[0].shape[1:]
         if found != expected:
@@ -680,6 +770,11 @@ def query_inputs(
 def combines_exits(session: Graph) -> bool:
     """Whether a query graph is of a cascade whose exits are combined."""
     return any(given.name == "previous_sum" for given in session.get_inputs())
+
+
+def _labels_of(logits: np.ndarray) -> np.ndarray:
+    """(B,), int64: what logits (B, L) predict; −1 where not all are finite."""
+    return np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
 
 def _patience_score(streak: np.ndarray, num_exits: int) -> np.ndarray:

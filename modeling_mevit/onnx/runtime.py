@@ -65,9 +65,9 @@ class MEViTCascade:
         """Classifies images (B, C, H, W).
 
         Returns:
-            With early exit `logits` (B, L) and `exit_layer` (B,) of the exits taken, else the last exit's `logits`,
-            every exit's own `exit_logits` (B, E, L), and `exit_scores` (B, E). `exit_uncertainty` is known only where
-            it is the score.
+            With early exit `logits` (B, L), `exit_layer` and `exit_score` (B,) of the exits taken, else the last
+            exit's `logits`, every exit's own `exit_logits` (B, E, L), and `exit_scores` (B, E). `exit_uncertainty` is
+            known only where it is the score.
 
         Raises:
             ValueError: where images have another shape or type, thresholds are missing or do not fit, or the config's
@@ -91,7 +91,11 @@ class MEViTCascade:
         if early_exit:
             thresholds = self.config.resolve_exit_thresholds(exit_thresholds)
             output = self.cascade(images, early_exit=True, exit_thresholds=thresholds)
-            return MEViTOutput(logits=torch.from_numpy(output.logits), exit_layer=torch.from_numpy(output.exit_layer))
+            return MEViTOutput(
+                logits=torch.from_numpy(output.logits),
+                exit_layer=torch.from_numpy(output.exit_layer),
+                exit_score=torch.from_numpy(output.exit_score),
+            )
         if exit_thresholds is not None:
             raise ValueError("exit_thresholds need early_exit=True; without it no sample leaves early.")
         exit_logits, exit_scores = map(torch.from_numpy, self.cascade.every_exit(images))

@@ -1,12 +1,16 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs that are written once for many tests."""
+"""Graphs that are written once for many tests, and cascades that run in parts."""
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from modeling_mevit.modeling_mevit import weights_digest
 from modeling_mevit.onnx.graphs import Graph
@@ -34,3 +38,25 @@ def write_once(folder: Path, write: Callable[[Graph, Path], None], graph: Graph,
     if not written.exists():
         write(graph, written)
     shutil.copy(written, file)
+
+
+def run_in_parts(directory: Path, pixel_values: np.ndarray, cuts: Sequence[int], **options: Any) -> Any:
+    """What a cascade says of images (B, C, H, W) where it is cut before the exits of some places.
+
+    Each part has its own graphs alone, and only states go from one to the next.
+    """
+    from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
+
+    state, samples, answers = None, np.arange(len(pixel_values)), None
+    for start, stop in pairwise([0, *cuts, len(read_stages(directory))]):
+        part = Cascade(directory, places=range(start, stop))
+        output, onward, state = part.advance(state or part.start(pixel_values), **options)
+        if answers is None:
+            answers = output
+        else:
+            for whole, of_part in zip(answers[:-1], output[:-1], strict=True):
+                whole[samples] = of_part
+            answers.borderline[samples] |= output.borderline
+        samples = samples[onward]
+    assert not len(samples)
+    return answers

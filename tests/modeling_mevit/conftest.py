@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command `mevit`, and what it is given."""
+"""The command `mevit`, what it is given, and an export that many tests read."""
 
 import shutil
 from pathlib import Path
@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import DeiTImageProcessor
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification, cli
 from modeling_mevit.data.image_processing import image_processor_for
 from tests.helpers.images import EVALUATION_SIZES, TWO_COLOURS, write_colours
-from tests.helpers.models import TINY
+from tests.helpers.models import TINY, tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,22 @@ def trained(tmp_path_factory, photos) -> Path:
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def processor() -> DeiTImageProcessor:
+    return image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, processor) -> Path:
+    """An export of the calibrated model, with its cascade; not to be changed."""
+    from modeling_mevit.onnx.export import export
+
+    output = tmp_path_factory.mktemp("export") / "out"
+    model = tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
+    export(model, processor, output, exits=[2, 3, 4], cascade=True)
+    return output
 
 
 @pytest.fixture

@@ -58,6 +58,9 @@ def test_compaction_equals_the_reference_and_one_by_one(images, attention, polic
     one_by_one = [model(image[None], early_exit=True, exit_thresholds=thresholds) for image in images]
     assert_same(outputs, torch.cat([one.logits for one in one_by_one]), torch.cat([o.exit_layer for o in one_by_one]))
     assert outputs.exit_logits is None and outputs.loss is None
+    places = (exit_layer - 2)[:, None]
+    scores = model(images, early_exit=False).exit_scores.gather(1, places)[:, 0]
+    torch.testing.assert_close(outputs.exit_score, scores, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("patience", "exits"), [(1, {2}), (2, {3, 4}), (3, {4})])
@@ -82,7 +85,7 @@ def test_every_uncertainty_predictor(images, kind):
     assert_same(model(images, early_exit=True, exit_thresholds=thresholds), logits, exit_layer)
 
 
-@pytest.mark.parametrize(("policy", "calls"), [("uncertainty", 2), ("confidence", 0), ("patience", 0)])
+@pytest.mark.parametrize(("policy", "calls"), [("uncertainty", 3), ("confidence", 0), ("patience", 0)])
 @torch.no_grad()
 def test_the_uncertainty_predictor_runs_for_its_policy_alone(images, policy, calls):
     model = tiny_model(exit_policy=policy)

@@ -39,7 +39,7 @@ find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else find_spec(name, *rest)
 """
 EXTRAS = ["datasets", "scipy", "matplotlib", "torchvision", "accelerate", "evaluate", "onnx", "onnxruntime"]
-EXTRAS += ["onnxscript", "onnx_ir", "optimum", "sklearn", "pandas", "pyarrow"]
+EXTRAS += ["onnxscript", "onnx_ir", "optimum", "sklearn", "pandas", "pyarrow", "ray"]
 
 
 def run(code: str) -> str:
@@ -97,6 +97,27 @@ main()
 """
     file, label, probability, layer = run(WITHOUT.format(hidden=EXTRAS) + code).strip().split("\t")
     assert (file, layer) == (str(image), "exit 4") and label.startswith("A3") and 0.2 <= float(probability) <= 1
+
+
+@pytest.mark.parametrize(
+    ("command", "module"), [("score", "ray"), ("score", "pyarrow"), ("serve", "python_multipart")]
+)
+def test_scoring_and_serving_name_the_extra_before_anything_is_done(directory, tmp_path, command, module):
+    pytest.importorskip("ray", reason="needs the extra mevit[scale]")
+    words = ["score", directory, directory, str(tmp_path / "output")] if command == "score" else ["serve", directory]
+    code = f"""
+import sys
+import zipfile
+sys.argv = ["mevit", *{words!r}]
+from modeling_mevit.cli import main
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code)
+"""
+    out = run(WITHOUT.format(hidden=[module]) + code)
+    expected = f"this command needs {module}, which is not installed: pip install 'mevit[scale]'"
+    assert out == f"mevit: error: {expected}\n" and not (tmp_path / "output").exists()
 
 
 def test_a_command_names_the_extra_that_it_lacks(directory):

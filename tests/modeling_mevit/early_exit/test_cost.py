@@ -77,7 +77,7 @@ def test_who_leaves_late_pays_for_the_exits_passed():
     plain = count_macs(on_meta_device(ViTForImageClassification, config))
     cut, run = static_exit_costs(config), dynamic_exit_costs(config)
     assert run[2] == cut[2]
-    assert (run[4] - cut[4]) * plain == pytest.approx(2 * 32 * 5 + 5)  # two classifiers; one prediction more
+    assert (run[4] - cut[4]) * plain == pytest.approx(2 * (32 * 5 + 5))  # two classifiers and predictions more
 
 
 @pytest.mark.parametrize("policy", ["uncertainty", "margin", "patience"])

@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""An export that many tests read and none changes, and what goes into it. Skipped without the extra `mevit[onnx]`."""
+"""Graphs that are written once, and what goes into them. Skipped without the extra `mevit[onnx]`."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import DeiTImageProcessor
 
 from modeling_mevit import MEViTForImageClassification
-from modeling_mevit.data.image_processing import image_processor_for
 from tests.helpers.exports import write_once
 from tests.helpers.models import tiny_model
 
@@ -40,25 +38,9 @@ def graphs_written_once(tmp_path_factory):
         yield
 
 
-@pytest.fixture(scope="session")
-def processor() -> DeiTImageProcessor:
-    return image_processor_for(16, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.4], resize_size=20)
-
-
 @pytest.fixture
 def calibrated_model() -> MEViTForImageClassification:
     return tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory, processor) -> Path:
-    """An export of the calibrated model, with its cascade; not to be changed."""
-    from modeling_mevit.onnx.export import export
-
-    output = tmp_path_factory.mktemp("export") / "out"
-    model = tiny_model(exit_thresholds=[0.45, 0.6], early_exit=True)
-    export(model, processor, output, exits=[2, 3, 4], cascade=True)
-    return output
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor
 from modeling_mevit import MEViTConfig
 from modeling_mevit.onnx import cascade_mevit
 from modeling_mevit.onnx.cascade_mevit import Cascade, read_image, read_labels, read_stages
+from tests.helpers.exports import run_in_parts
 from tests.helpers.models import TINY
 
 
@@ -147,6 +148,40 @@ def test_an_exit_where_nobody_can_leave_is_not_asked(exported, images, monkeypat
     queries.clear()
     np.testing.assert_allclose(cascade(images.numpy(), early_exit=False).logits, logits[:, 2], atol=1e-5)
     assert [queries[id(query)] for _, query in cascade.stages] == [[(8, num_tokens)], [(8, num_tokens)], [(8, 1)]]
+
+
+@pytest.mark.parametrize("cuts", [[1], [2], [1, 2]])
+@pytest.mark.parametrize("first", [None, 0.0])  # images leave at each exit; the first exit is not asked
+def test_a_cascade_can_be_cut_at_any_exit(exported, images, cuts, first):
+    cascade = Cascade(exported)
+    logits, scores = cascade.every_exit(images.numpy())
+    second = float(np.sort(scores[:, 1])[3]) + 5e-5  # an image is near it
+    thresholds = [float(np.sort(scores[:, 0])[1:3].mean()) if first is None else first, second]
+    whole = cascade(images.numpy(), early_exit=True, exit_thresholds=thresholds)
+    assert set(whole.exit_layer) == ({2, 3, 4} if first is None else {3, 4}) and whole.borderline.any()
+    parts = run_in_parts(exported, images.numpy(), cuts, early_exit=True, exit_thresholds=thresholds)
+    assert parts.exit_layer.tolist() == whole.exit_layer.tolist()
+    assert parts.borderline.tolist() == whole.borderline.tolist()
+    np.testing.assert_array_equal(parts.logits, whole.logits)
+    np.testing.assert_array_equal(parts.exit_score, whole.exit_score)
+    places = (whole.exit_layer - 2)[:, None]
+    np.testing.assert_allclose(whole.exit_score, np.take_along_axis(scores, places, axis=1)[:, 0], atol=1e-6)
+    np.testing.assert_allclose(whole.logits, np.take_along_axis(logits, places[..., None], axis=1)[:, 0], atol=1e-5)
+
+
+def test_a_part_has_only_its_own_graphs(copied, images):
+    for file in ("stage_2.onnx", "query_2.onnx", "stage_4.onnx", "query_4.onnx"):
+        (copied / file).write_bytes(b"no graph")
+    assert len(Cascade(copied, places=range(1, 2)).stages) == 1
+    for places in (range(1, 3), None):
+        with pytest.raises(ValueError, match="is damaged"):
+            Cascade(copied, places=places)
+
+
+@pytest.mark.parametrize("places", [range(0), range(2, 4), range(-1, 1), range(0, 3, 2), range(2, 0, -1)])
+def test_parts_that_there_are_not_are_named(exported, places):
+    with pytest.raises(ValueError, match=r"places must be some of range\(0, 3\) in a row, got range"):
+        Cascade(exported, places=places)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from modeling_mevit import CalibrationTarget, MEViTCascade, calibrate, evaluate,
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.onnx.cascade_mevit import Cascade, run
 from modeling_mevit.onnx.export import ExportError, compare_cascade
+from tests.helpers.exports import run_in_parts
 from tests.helpers.models import thirds_as_thresholds, tiny_model
 
 
@@ -156,6 +157,11 @@ def test_combined_exits_are_those_of_the_model(tmp_path, processor, images, data
     ):
         assert exit_layer.tolist() == early.exit_layer.tolist()
         torch.testing.assert_close(logits, early.logits, atol=1e-4, rtol=0)
+    torch.testing.assert_close(cascade(images).exit_score, early.exit_score, atol=1e-4, rtol=0)
+    parts = run_in_parts(tmp_path / "out", images.numpy(), [1, 2], early_exit=True)
+    assert parts.exit_layer.tolist() == early.exit_layer.tolist()
+    np.testing.assert_allclose(parts.logits, early.logits, atol=1e-4)
+    np.testing.assert_allclose(parts.exit_score, early.exit_score, atol=1e-4)
 
     for file, exit_layer in (("exit_2.onnx", 2), ("model.onnx", 4)):
         cut = model.truncate(exit_layer)(images)

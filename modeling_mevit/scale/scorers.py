@@ -1,0 +1,164 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What scores images: the cascade of an export, or the PyTorch model of a checkpoint, behind one interface."""
+
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ..hub import is_export, locate
+
+
+NOT_A_NUMBER = "the model's result is not a number"
+
+
+class NamedContent(io.BytesIO):
+    """What an image file holds, under a name for error messages."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Scores(NamedTuple):
+    """What a model says of B images.
+
+    Args:
+        labels: B names of classes, or None where the result is not a number.
+        probability: (B,), float32, of the label.
+        exit_layer: (B,), int64.
+        exit_score: (B,), float32.
+    """
+
+    labels: list[str | None]
+    probability: np.ndarray
+    exit_layer: np.ndarray
+    exit_score: np.ndarray
+
+
+class Scorer(Protocol):
+    """A model that reads image files and scores them, with early exit where its config says so."""
+
+    def read(self, content: NamedContent) -> np.ndarray:
+        """An image file → pixel values (C, H, W), float32; raises a `ValueError` where it cannot be read."""
+
+    def __call__(self, pixel_values: np.ndarray) -> Scores:
+        """Scores images (B, C, H, W)."""
+
+
+def open_scorer(checkpoint: str, threads: int = 1, on_gpu: bool = False) -> Scorer:
+    """The scorer of a checkpoint or of an export, whose files are not run.
+
+    Raises:
+        ValueError: where it cannot be loaded.
+    """
+    return (CascadeScorer if is_export(checkpoint) else CheckpointScorer)(checkpoint, threads, on_gpu)
+
+
+class CascadeScorer:
+    """The cascade of an export. It needs no torch, so that a process with it is small and starts quickly."""
+
+    def __init__(self, directory: str, threads: int = 1, on_gpu: bool = False):
+        from ..onnx.cascade_mevit import Cascade  # needs ONNX Runtime
+
+        providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if on_gpu else ("CPUExecutionProvider",)
+        self.cascade = Cascade(directory, providers, threads)
+
+    def read(self, content: NamedContent) -> np.ndarray:
+        return self.cascade.preprocess([content])[0]
+
+    def __call__(self, pixel_values: np.ndarray) -> Scores:
+        output = self.cascade(pixel_values)
+        return scores_of(output.logits, output.exit_layer, output.exit_score, self.cascade.labels)
+
+
+class CheckpointScorer:
+    """The PyTorch model of a checkpoint."""
+
+    def __init__(self, checkpoint: str, threads: int = 1, on_gpu: bool = False):
+        import torch
+
+        from ..checkpoint import load_image_processor, load_model
+        from ..data.image_processing import evaluation_transform
+
+        torch.set_num_threads(threads)
+        self.model = load_model(checkpoint, "cuda" if on_gpu else "cpu")
+        self.transform = evaluation_transform(load_image_processor(checkpoint))
+        id2label = self.model.config.id2label
+        self.labels = [id2label[number] for number in range(len(id2label))]
+
+    def read(self, content: NamedContent) -> np.ndarray:
+        from ..data.image_processing import read_image
+
+        return self.transform(read_image(content)).numpy()
+
+    def __call__(self, pixel_values: np.ndarray) -> Scores:
+        import torch
+
+        with torch.inference_mode():
+            output: Any = self.model(torch.from_numpy(pixel_values).to(self.model.device))
+        layers, scores = output.exit_layer, output.exit_score
+        if layers is None:  # early exit is off
+            layers = torch.full((len(pixel_values),), self.model.config.exit_layers[-1])
+            scores = output.exit_scores[:, -1]
+        arrays = (one.float().cpu().numpy() for one in (output.logits, scores))
+        logits, exit_score = arrays
+        return scores_of(logits, layers.cpu().numpy(), exit_score, self.labels)
+
+
+def scores_of(logits: np.ndarray, exit_layer: np.ndarray, exit_score: np.ndarray, labels: Sequence[str]) -> Scores:
+    """Labels and probabilities of logits (B, L), by the names of the labels, beside exits (B,) and scores (B,)."""
+    finite = np.isfinite(logits).all(-1)
+    exponentials = np.exp(logits - logits.max(-1, keepdims=True), where=finite[:, None], out=np.ones_like(logits))
+    probabilities = exponentials / exponentials.sum(-1, keepdims=True)
+    numbers = probabilities.argmax(-1)
+    return Scores(
+        labels=[labels[number] if good else None for number, good in zip(numbers, finite, strict=True)],
+        probability=probabilities.max(-1),
+        exit_layer=exit_layer,
+        exit_score=exit_score,
+    )
+
+
+def exit_costs(checkpoint: str) -> dict[int, float]:
+    """Exit layer → cost of an image that leaves there, relative to the plain ViT."""
+    if is_export(checkpoint):
+        from ..onnx.cascade_mevit import read_stages
+
+        return {stage["exit_layer"]: stage["cost"] for stage in read_stages(Path(checkpoint))}
+    from ..configuration_mevit import MEViTConfig
+    from ..early_exit.cost import dynamic_exit_costs
+
+    return dynamic_exit_costs(MEViTConfig.from_pretrained(locate(checkpoint)))
+
+
+def model_digest(checkpoint: str) -> str:
+    """Digest of all that decides what a checkpoint or an export says of images; of a Hub name, its revision."""
+    if not Path(checkpoint).is_dir():
+        from ..configuration_mevit import MEViTConfig
+
+        config = MEViTConfig.from_pretrained(locate(checkpoint))
+        return hashlib.sha256(f"{checkpoint} {config._commit_hash}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256()
+    kinds = ("*.onnx",) if is_export(checkpoint) else ("*.safetensors",)
+    settings = ("config.json", "preprocessor_config.json", "cascade.json")
+    for kind in (*settings, *kinds):
+        for file in sorted(Path(checkpoint).glob(kind)):
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            with file.open("rb") as stream:
+                while chunk := stream.read(2**20):
+                    digest.update(chunk)
+    return digest.hexdigest()[:16]
+
+
+def absolute(checkpoint: str) -> str:
+    """A local directory by its whole path, so that processes elsewhere find it; a Hub name as it is."""
+    return os.path.abspath(checkpoint) if Path(checkpoint).is_dir() else checkpoint

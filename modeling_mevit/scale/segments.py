@@ -1,0 +1,161 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A cascade cut at some of its exits: each part is a deployment of Ray Serve, with batches and replicas of its own.
+
+The first takes an image file; each gives what an exit says of the image, or the image's state for the next one. A
+state lies in Ray's object store, and goes from the replica that made it to the one that needs it. Where a replica
+dies, so do the states that it made: the image starts anew, as long as its deadline allows.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve._private import replica
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
+
+from ..onnx.cascade_mevit import Cascade, CascadeState
+from .cluster import LOOPBACK
+from .metrics import Metrics
+from .outcomes import Answer, Failed, Lost, Onward, Told
+from .requests import open_image
+from .scorers import NOT_A_NUMBER, NamedContent, scores_of
+
+
+MOST_ATTEMPTS = 5  # of an image, lest one that kills replicas kills all of them
+
+
+class Segment:
+    """A replica: some stages of a cascade.
+
+    Args:
+        directory: of the export.
+        places: of the exits, first and one past the last.
+        batch_size: images that go through the stages together, at most.
+        batch_wait: seconds that an image waits for others, at most.
+        threads: of one operator, and for reading images.
+    """
+
+    def __init__(self, directory: str, places: tuple[int, int], batch_size: int, batch_wait: float, threads: int):
+        _close_port_of_replica()
+        self.cascade = Cascade(directory, threads=threads, places=range(*places))
+        self.readers = ThreadPoolExecutor(threads)
+        self.runner = ThreadPoolExecutor(1)
+        self._in_batch.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
+        self._in_batch.set_batch_wait_timeout_s(batch_wait)  # type: ignore[attr-defined]
+
+    async def __call__(self, given: NamedContent | list[Any]) -> Told:
+        """Runs an image file, or the state that the segment before gave, in a batch with others."""
+        loop = asyncio.get_running_loop()
+        if isinstance(given, NamedContent):
+            state = await loop.run_in_executor(self.readers, self._read, given)
+            if isinstance(state, Failed):
+                return Told(state, 0)
+        else:
+            try:
+                state = await given[0]
+            except RayError:
+                return Told(Lost(), 0)
+        told: Told = await self._in_batch(state)
+        return told
+
+    @serve.batch
+    async def _in_batch(self, states: list[CascadeState]) -> list[Told]:
+        # in a thread, so that the replica takes images and answers Serve in the meantime
+        return await asyncio.get_running_loop().run_in_executor(self.runner, self._advance, states)
+
+    def _read(self, image: NamedContent) -> CascadeState | Failed:
+        try:
+            return self.cascade.start(self.cascade.preprocess([open_image(image)]))
+        except ValueError as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            return Failed(f"{image.name} cannot be read: {reason}", is_clients_fault=True)
+
+    def _advance(self, states: list[CascadeState]) -> list[Told]:
+        """Runs images through the stages; states of those that go on into the object store, each by itself."""
+        batch = CascadeState(*(np.concatenate(arrays) for arrays in zip(*states, strict=True)))
+        output, onward, rest = self.cascade.advance(batch)
+        outcomes: list[Answer | Onward | Failed] = []
+        scores = scores_of(output.logits, output.exit_layer, output.exit_score, self.cascade.labels)
+        arrays = (scores.probability, scores.exit_layer, scores.exit_score, output.borderline)
+        for label, *numbers in zip(scores.labels, *(array.tolist() for array in arrays), strict=True):
+            failed = Failed(NOT_A_NUMBER, is_clients_fault=False)
+            outcomes.append(failed if label is None else Answer(label, *numbers))
+        for place, sample in enumerate(onward.tolist()):
+            reference = ray.put(rest.select(np.array([place])))
+            outcomes[sample] = Onward([reference], bool(output.borderline[sample]))
+        return [Told(outcome, len(states)) for outcome in outcomes]
+
+
+def check_export(directory: str) -> None:
+    """Opens a cascade in a process that replicas are started in; raises a `ValueError` where it is damaged."""
+    Cascade(directory)
+
+
+def _close_port_of_replica() -> None:
+    """Has Ray Serve open a replica's port, for calls of a kind that is not made here, on the loopback address too.
+
+    It would be on all addresses, and takes pickles, if only with Ray's token.
+    """
+    if ray.util.get_node_ip_address() == LOOPBACK:
+        replica.add_port_to_grpc_server = lambda server, _: server.add_insecure_port(f"{LOOPBACK}:0")
+
+
+class Pipeline:
+    """Takes images from segment to segment, from wherever requests arrive.
+
+    Args:
+        segments: handles of the deployments, in order.
+        metrics: of the service.
+    """
+
+    def __init__(self, segments: Sequence[Any], metrics: Metrics):
+        self.segments, self.metrics = segments, metrics
+
+    async def __call__(self, image: NamedContent) -> Answer | Failed:
+        """Runs an image to its exit, and anew where a replica dies with it. The caller bounds the time."""
+        for _ in range(MOST_ATTEMPTS):
+            outcome = await self._run(image)
+            if not isinstance(outcome, Lost):
+                return outcome
+        return Failed(f"replicas died {MOST_ATTEMPTS} times with {image.name}", is_clients_fault=False)
+
+    async def _run(self, image: NamedContent) -> Answer | Failed | Lost:
+        given: Any = image
+        borderline = False
+        for place in range(len(self.segments)):
+            told = await self._through(place, given)
+            if told.batch:
+                self.metrics.ran(place, told.batch)
+            outcome = told.outcome
+            if isinstance(outcome, Onward):
+                given, borderline = outcome.state, borderline or outcome.borderline
+                continue
+            if isinstance(outcome, Answer):
+                return outcome._replace(borderline=outcome.borderline or borderline)
+            if isinstance(outcome, Lost):
+                self.metrics.lost(place)
+            return outcome
+        raise AssertionError("nobody goes on from the last exit")
+
+    async def _through(self, place: int, given: Any) -> Told:
+        """Runs an image through one segment."""
+        self.metrics.entered(place)
+        response = self.segments[place].remote(given)
+        try:
+            told: Told = await response
+        except asyncio.CancelledError:  # its time is over
+            response.cancel()
+            raise
+        except (DeploymentUnavailableError, RayTaskError):  # what segments themselves raise is a fault of ours
+            raise
+        except (RayError, ReplicaUnavailableError):
+            return Told(Lost(), 0)
+        finally:
+            self.metrics.went(place)
+        return told

@@ -1,0 +1,151 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The service's HTTP, with a model in its place that takes as long as a test needs."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+
+from modeling_mevit.scale.front import Front
+from modeling_mevit.scale.metrics import Metrics
+from modeling_mevit.scale.outcomes import Answer, Failed
+from modeling_mevit.scale.requests import Limits
+from tests.helpers.http import Reply, as_form, as_json, encoded, running, send
+from tests.helpers.images import noise
+
+
+IMAGE = encoded(noise())
+TOKEN = "0123456789abcdef"
+
+
+@contextmanager
+def served(answer: Any = None, *, seconds: float = 0.0, **settings: Any) -> Iterator[str]:
+    """A service that takes `seconds` for an image. Gives its address."""
+
+    async def classify(image: Any) -> Any:
+        await asyncio.sleep(seconds)
+        return answer or Answer("teal", 0.75, 2, 0.25, False)
+
+    settings = {"limits": Limits(1, 4, 1), "queue": 8, "deadline": 30, "token": None, **settings}
+    front = Front(classify, lambda: True, Metrics(["4"], [2, 4]), **settings)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(front.app, http="h11", log_level="warning", access_log=False)
+        with running(uvicorn.Server(config), listener):
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert front.accepted == 0
+
+
+def predict(url: str, images: int = 1, **headers: str) -> Reply:
+    body, its_headers = as_form([IMAGE] * images)
+    return send(f"{url}/predict", body, {**its_headers, **headers})
+
+
+def test_answers_one_image_or_several():
+    expected = {"label": "teal", "probability": 0.75, "exit_layer": 2, "score": 0.25}
+    with served() as url:
+        for pack in (as_form, as_json):
+            for count in (1, 3):
+                reply = send(f"{url}/predict", *pack([IMAGE] * count))
+                assert (reply.status, reply.content) == (200, {"predictions": [expected] * count})
+
+
+def test_tells_prometheus_of_exits_latency_and_queue():
+    with served() as url:
+        predict(url, images=3)
+        send(f"{url}/predict", b"", {})
+        lines = send(f"{url}/metrics").content.splitlines()
+    for line in (
+        'mevit_exits_total{exit_layer="2"} 3.0',
+        'mevit_exits_total{exit_layer="4"} 0.0',
+        'mevit_requests_total{status="200"} 1.0',
+        'mevit_requests_total{status="400"} 1.0',
+        "mevit_request_seconds_count 1.0",
+        "mevit_queue_images 0.0",
+        'mevit_segment_images{segment="4"} 0.0',
+    ):
+        assert line in lines
+
+
+@pytest.mark.parametrize("path", ["/predict", "/healthz", "/metrics", "/nothing"])
+def test_without_the_token_there_is_nothing(path):
+    with served(token=TOKEN) as url:
+        for given in ({}, {"Authorization": "Bearer 0123456789abcdeX"}, {"Authorization": TOKEN}):
+            reply = send(f"{url}{path}", *(as_form([IMAGE]) if path == "/predict" else (None, {})))
+            reply = send(f"{url}{path}", b"x" if path == "/predict" else None, given)
+            assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
+            assert "Authorization: Bearer TOKEN" in reply.content["error"]
+        assert predict(url, Authorization=f"Bearer {TOKEN}").status == 200
+
+
+def test_paths_and_methods_that_there_are_not():
+    with served() as url:
+        for method, path, status in (("GET", "/predict", 405), ("POST", "/metrics", 405), ("GET", "/../etc", 404)):
+            reply = send(f"{url}{path}", None if method == "GET" else b"x", {}, method)
+            assert reply.status == status and "a request must be POST /predict" in reply.content["error"]
+        assert predict(url).status == 200
+
+
+def test_bodies_above_the_limit_are_not_read_on():
+    with served() as url:
+        large = np.random.default_rng(0).bytes(1_000_001)
+        reply = send(f"{url}/predict", large, {"Content-Type": "application/json"})
+        assert reply.status == 413 and reply.content["error"] == "a request must have at most 1 MB, got more."
+        # in parts, whose sum nobody tells beforehand
+        reply = send(f"{url}/predict", iter([large[:600_000]] * 2), {"Content-Type": "application/json"})
+        assert reply.status == 413
+        assert predict(url).status == 200
+
+
+def test_a_full_service_refuses_and_keeps_its_latency():
+    with served(seconds=0.3, queue=4) as url, ThreadPoolExecutor(24) as clients:
+        began = time.monotonic()
+        replies = list(clients.map(lambda _: (predict(url), time.monotonic() - began), range(24)))
+        accepted = [seconds for reply, seconds in replies if reply.status == 200]
+        refused = [reply for reply, _ in replies if reply.status != 200]
+        assert len(accepted) >= 4 and len(refused) > 4
+        for reply in refused:
+            assert reply.status == 503 and reply.headers["retry-after"] == "1"
+            assert reply.content["error"] == "the service is full, with 4 images at most; try again."
+        # images count, not requests
+        two = list(clients.map(lambda _: predict(url, images=3).status, range(2)))
+        assert sorted(two) == [200, 503]
+
+
+def test_an_accepted_request_is_given_up_at_its_deadline():
+    with served(seconds=60, deadline=0.4) as url:
+        began = time.monotonic()
+        reply = predict(url)
+        assert reply.status == 503 and "no answer within 0.4 s; the request was accepted" in reply.content["error"]
+        assert time.monotonic() - began < 10
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for():
+    with served(deadline=0.3) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(("is_clients_fault", "status"), [(True, 400), (False, 503)])
+def test_what_cannot_be_answered_says_whose_fault_it_is(is_clients_fault, status):
+    with served(Failed("image 1 cannot be read: truncated", is_clients_fault)) as url:
+        reply = predict(url)
+        assert reply.status == status and reply.content == {"error": "image 1 cannot be read: truncated."}
+
+
+def test_a_fault_of_the_service_tells_nothing_of_it(caplog):
+    with served(object()) as url:
+        reply = predict(url)
+        assert reply.status == 500
+        assert reply.content == {"error": "the service failed to answer this request."}
+        assert send(f"{url}/healthz").content == {"status": "ready"}

@@ -1,0 +1,202 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""`mevit score` on a local Ray."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
+from modeling_mevit.scale.score import ScoringActor, score
+from modeling_mevit.scale.scorers import scores_of
+from modeling_mevit.scale.sources import list_images
+from tests.helpers.images import write_image
+from tests.helpers.models import tiny_model
+from tests.modeling_mevit.scale.conftest import readable
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.one_major]
+
+
+def rows_of(output: Path) -> dict[str, dict]:
+    """Path → row; each path once."""
+    rows = pq.read_table(output).to_pylist()
+    assert len({row["path"] for row in rows}) == len(rows)
+    return {row["path"]: row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def expected(spread, noises) -> dict[str, tuple]:
+    """What the runtime says in one process: path → label, probability, exit layer and score."""
+    cascade = Cascade(spread)
+    output = cascade(cascade.preprocess(readable(noises)))
+    assert set(output.exit_layer.tolist()) == {2, 3, 4} and not output.borderline.any()
+    scores = scores_of(output.logits, output.exit_layer, output.exit_score, cascade.labels)
+    arrays = (array.tolist() for array in scores[1:])
+    return dict(zip(map(str, readable(noises)), zip(scores.labels, *arrays, strict=True), strict=True))
+
+
+def check(rows: dict[str, dict], expected: dict[str, tuple]) -> None:
+    """Compares rows with what is expected; all others are errors."""
+    for path, row in rows.items():
+        if path not in expected:
+            assert f"cannot read the image {path}: " in row["error"]
+            assert [row[name] for name in ("label", "probability", "exit_layer", "score")] == [None] * 4
+            continue
+        label, probability, exit_layer, its_score = expected[path]
+        assert (row["label"], row["exit_layer"], row["error"]) == (label, exit_layer, None)
+        assert row["probability"] == pytest.approx(probability, abs=1e-5)
+        assert row["score"] == pytest.approx(its_score, abs=1e-5)
+
+
+def test_scores_a_folder_and_then_what_is_missing(local_ray, mevit, spread, noises, expected, tmp_path):
+    output = tmp_path / "scores"
+    code, out = mevit("score", spread, noises, output, "--batch-size", 4, "--actors", 2)
+    rows = rows_of(output)
+    assert code == 0 and set(rows) == {*expected, str(noises / "0/noise.jpg"), str(noises / "1/truncated.png")}
+    check(rows, expected)
+    layers = [row["exit_layer"] for row in rows.values() if row["exit_layer"]]
+    left = ", ".join(f"{layers.count(layer)} left at exit {layer}" for layer in (2, 3, 4))
+    costs = {stage["exit_layer"]: stage["cost"] for stage in read_stages(spread)}
+    cost = np.mean([costs[layer] for layer in layers])
+    assert out.startswith("Scored 60 images in ") and left in out and f"at a mean cost of {cost:.3f} of the" in out
+    assert "2 could not be scored, first: cannot read the image" in out and out.count("\n") == 1
+
+    parts = {file: file.read_bytes() for file in output.iterdir()}
+    assert len(parts) > 5  # of 2 actors, so that both have work until the end
+    _, out = mevit("score", spread, noises, output)
+    assert out == f"All 62 images of {noises} are in {output} already.\n"
+
+    lost = sorted(parts)[:2]
+    missing = sum(len(pq.read_table(file)) for file in lost)
+    for file in lost:
+        file.unlink()
+    kept = {file: file.stat().st_mtime_ns for file in output.iterdir()}
+    report = score(str(spread), f"{noises}/**/*", str(output), batch_size=4, actors=1)
+    assert (report.summary.images, report.before) == (missing, 62 - missing)
+    assert {file: file.stat().st_mtime_ns for file in output.iterdir() if file in kept} == kept
+    check(rows_of(output), expected)
+
+
+def test_a_killed_job_is_finished_by_the_next(local_ray, spread, noises, tmp_path):
+    folder, output = tmp_path / "many", tmp_path / "scores"
+    folder.mkdir()
+    for number in range(2000):
+        os.link(noises / "0" / "000.png", folder / f"{number:04}.png")
+    # a block is a file: those of one batch end soon after another
+    command = [sys.executable, "-m", "modeling_mevit", "score", spread, folder, output, "--batch-size", "2"]
+    job = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while not (output.is_dir() and list(output.glob("part-*"))):
+        assert job.poll() is None, job.stderr.read().decode()
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    _wait_for_the_end_of_writers(output)
+    done = {file: file.stat().st_mtime_ns for file in output.glob("part-*")}
+    scored = sum(len(pq.read_table(file)) for file in done)
+    assert 0 < scored < 2000
+    report = score(str(spread), str(folder), str(output), actors=2)
+    assert (report.before, report.summary.images, len(rows_of(output))) == (scored, 2000 - scored, 2000)
+    assert {file: file.stat().st_mtime_ns for file in done} == done
+    assert all(file.name.startswith("part-") for file in output.iterdir())
+
+
+def _wait_for_the_end_of_writers(output: Path) -> None:
+    """Ray ends a killed process's actors, which takes a moment."""
+    before = None
+    while (files := sorted(output.iterdir())) != before:
+        before = files
+        time.sleep(2)
+
+
+def test_parquet_with_images_and_a_checkpoint(
+    local_ray, mevit, spread, processor, thresholds, noises, expected, tmp_path
+):
+    """A checkpoint and its export say the same, of files and of what Parquet holds."""
+    checkpoint, table, output = tmp_path / "checkpoint", tmp_path / "images.parquet", tmp_path / "scores"
+    model = tiny_model(exit_thresholds=thresholds, early_exit=True)
+    model.save_pretrained(checkpoint)
+    processor.save_pretrained(checkpoint)
+    images = [{"bytes": file.read_bytes(), "path": file.name} for file in readable(noises)]
+    pq.write_table(pa.table({"image": images}), table, row_group_size=25)
+    code, out = mevit("score", checkpoint, table, output, "--batch-size", 8, "--actors", 1, "--memory", 0.5)
+    assert code == 0 and "could not be scored" not in out
+    check(rows_of(output), {f"{table}#{row}": one for row, one in enumerate(expected.values())})
+    with pytest.raises(ValueError, match="OUTPUT must be of this model as it is calibrated now"):
+        score(str(spread), str(table), str(output))
+
+
+def test_a_model_that_does_not_leave_early_takes_the_last_exit(spread, noises, tmp_path):
+    copied = shutil.copytree(spread, tmp_path / "export")
+    config = copied / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "early_exit": False}))
+    rows = scored_here(copied, noises, tmp_path)
+    assert {row["exit_layer"] for row in rows.values()} == {4}
+    cascade = Cascade(spread)
+    _, scores = cascade.every_exit(cascade.preprocess(readable(noises)))
+    assert [row["score"] for row in rows.values()] == pytest.approx(scores[:, -1].tolist(), abs=1e-5)
+
+
+def scored_here(checkpoint: Path, noises: Path, output: Path, batch_size: int = 7) -> dict[str, dict]:
+    """What an actor writes, without Ray."""
+    actor = ScoringActor(str(checkpoint), str(output), "model", batch_size, 1, False, None)
+    listed = list_images(f"{noises}/?/0*.png")
+    summary = json.loads(actor(listed)["summary"][0].as_py())
+    assert summary["images"] == len(listed)
+    (part,) = output.glob("part-*")
+    table = pq.read_table(part)
+    assert table["path"] == listed["path"]
+    return {row["path"]: row for row in table.to_pylist()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+def test_rows_do_not_depend_on_the_batch(spread, noises, expected, tmp_path, batch_size):
+    check(scored_here(spread, noises, tmp_path, batch_size), expected)
+
+
+def test_a_result_that_is_not_a_number_is_an_error(spread, noises, tmp_path, monkeypatch):
+    actor = ScoringActor(str(spread), str(tmp_path), "model", 8, 1, False, None)
+    cascade = actor.scorer.cascade
+    monkeypatch.setattr(cascade, "preprocess", lambda images: np.full((1, 3, 16, 16), np.nan, np.float32))
+    actor(list_images(str(noises / "2")))
+    (part,) = tmp_path.glob("part-*")
+    assert set(pq.read_table(part)["error"].to_pylist()) == {"the model's result is not a number"}
+
+
+def test_what_an_actor_cannot_do_ends_with_one_line(local_ray, mevit, spread, noises, tmp_path, monkeypatch):
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 99)
+    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB; Ray has 4 CPUs")
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--gpus", 1)
+    assert "an actor must find 1 CPUs, 1 GPUs" in code
+    code, _ = mevit("score", spread, tmp_path / "nothing", tmp_path / "out")
+    assert "SOURCE must be a folder, a glob" in code and "\n" not in code
+    code, _ = mevit("score", noises, noises, tmp_path / "out")
+    assert code.startswith("mevit: error: ") and "\n" not in code
+
+
+@pytest.mark.parametrize("what", ["output", "model"])
+def test_a_job_that_cannot_go_on_ends_with_one_line(local_ray, mevit, spread, tmp_path, what):
+    folder, output = tmp_path / "photos", tmp_path / "out"
+    write_image(folder / "1.png")
+    if what == "output":  # a directory lies where a file of results belongs
+        (tmp_path / "other").mkdir()
+        ScoringActor(str(spread), str(tmp_path / "other"), "model", 1, 1, False, None)(list_images(str(folder)))
+        (part,) = (tmp_path / "other").iterdir()
+        (output / part.name / ".hidden").mkdir(parents=True)
+        export, message = spread, part.name
+    else:
+        export = shutil.copytree(spread, tmp_path / "export")
+        (export / "stage_3.onnx").write_bytes(b"no graph")
+        message = f"{export / 'stage_3.onnx'} is damaged: "
+    code, _ = mevit("score", export, folder, output, "--actors", 1)
+    assert code.startswith("mevit: error: ") and message in code and len(code) < 500 and "\n" not in code

@@ -1,0 +1,296 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Scoring and serving an exported cascade on this machine, beside a plain loop over it and beside the plain ViT.
+
+    python training/benchmarks/serving.py --export runs/demo-web [--segments 6,9] [--output serving.json]
+
+- `score`: images a second of `mevit score` while its actors run, beside one process that reads, scores and writes
+  batch after batch.
+- `memory`: of all processes of `mevit score`, while it scores many more images.
+- `serve`: a closed loop of clients, each of which asks anew once it has its answer, on the loopback address: answers a
+  second, median and 99th percentile of their latency; the same for the plain ViT, which is the cascade run to its end
+  without asking an exit, served in the same way; and the same while a replica is killed every few seconds.
+- `states`: the bytes that an image's state takes from one segment to the next, and the share of images that go on.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from transformers import HfArgumentParser
+
+from modeling_mevit.data.demo import demo_images
+from modeling_mevit.onnx.cascade_mevit import Cascade
+from modeling_mevit.reports.environment import environment_info
+from modeling_mevit.scale.score import score
+from modeling_mevit.scale.scorers import CascadeScorer
+from modeling_mevit.scale.serve import Service, serving
+
+
+PARTS = ("score", "memory", "serve", "states")
+CLIENT = Path(__file__).with_name("serving_clients.py")
+MIB = 2**20
+
+
+@dataclass
+class ServingBenchmarkArguments:
+    """What is measured."""
+
+    export: str = field(metadata={"help": "Directory with an exported cascade."})
+    images: str | None = field(default=None, metadata={"help": "Folder of images; drawn aircraft by default."})
+    parts: str = field(default=",".join(PARTS), metadata={"help": "Which of them, with commas between."})
+    count: int = field(default=1000, metadata={"help": "Images that are scored."})
+    memory_count: int = field(default=20_000, metadata={"help": "Images that memory is measured over."})
+    batch_size: int = field(default=32, metadata={"help": "Of scoring and of the plain loop."})
+    segments: str = field(default="", metadata={"help": "Exits to cut the cascade at, besides serving it whole."})
+    clients: int = field(default=32, metadata={"help": "That ask at the same time."})
+    seconds: float = field(default=60.0, metadata={"help": "Of each closed loop, after a tenth of it that warms up."})
+    kill_every: float = field(default=10.0, metadata={"help": "Seconds between two killed replicas."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
+
+    def __post_init__(self):
+        unknown = set(self.parts.split(",")) - set(PARTS)
+        if unknown:
+            raise ValueError(f"parts must be some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+
+    @property
+    def cuts(self) -> list[int]:
+        return [int(layer) for layer in self.segments.split(",") if layer]
+
+
+def gather_images(folder: Path, source: str | None, count: int) -> list[Path]:
+    """As many files as asked for, in a folder: those of another folder, or drawn ones, again and again."""
+    folder.mkdir()
+    if source is None:
+        originals = []
+        images, _ = demo_images(max(1, min(count, 600) // 12), seed=7)
+        for number, image in enumerate(images):
+            originals.append(folder.parent / f"drawn-{number:04}.jpg")
+            image.save(originals[-1], quality=95)
+    else:
+        originals = sorted(file for file in Path(source).rglob("*.jpg"))
+    files = []
+    for number in range(count):
+        files.append(folder / f"{number:06}.jpg")
+        shutil.copyfile(originals[number % len(originals)], files[-1])
+    return files
+
+
+def plain_loop(export: str, files: Sequence[Path], batch_size: int, output: Path) -> float:
+    """Images a second of one process that reads, scores and writes batch after batch, with all cores."""
+    scorer = CascadeScorer(export, threads=os.cpu_count() or 1)
+    rows = []
+    began = time.perf_counter()
+    for start in range(0, len(files), batch_size):
+        batch = files[start : start + batch_size]
+        scores = scorer(scorer.cascade.preprocess(batch))
+        rows += zip(map(str, batch), scores.labels, *(array.tolist() for array in scores[1:]), strict=True)
+    output.write_text(json.dumps(rows))
+    return len(files) / (time.perf_counter() - began)
+
+
+def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str, Any]:
+    """Scoring beside a plain loop, in turn: loop, score, loop."""
+    files = gather_images(work / "scored", arguments.images, arguments.count)
+    loops = [plain_loop(arguments.export, files, arguments.batch_size, work / "loop.json")]
+    report = score(arguments.export, str(work / "scored"), str(work / "scores"), batch_size=arguments.batch_size)
+    loops.append(plain_loop(arguments.export, files, arguments.batch_size, work / "loop.json"))
+    of_loop = {path: (label, layer) for path, label, _, layer, _ in json.loads((work / "loop.json").read_text())}
+    rows = pq.read_table(work / "scores").to_pylist()
+    return {
+        "images": len(files),
+        "loop_images_per_second": loops,
+        "score_images_per_second": report.images_per_second,
+        "overhead": median(loops) / report.images_per_second - 1,
+        "seconds_with_starting_ray": report.seconds,
+        "other_answers": sum(of_loop[row["path"]] != (row["label"], row["exit_layer"]) for row in rows),
+        "sentence": str(report),
+    }
+
+
+def measure_memory(arguments: ServingBenchmarkArguments, work: Path) -> dict[str, Any]:
+    """MiB of all processes of a scoring run over many images, in each tenth of its time."""
+    gather_images(work / "many", arguments.images, arguments.memory_count)
+    samples: list[float] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            samples.append(sum(_pss(process) for process in (os.getpid(), *_descendants(os.getpid()))) / MIB)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        report = score(
+            arguments.export, str(work / "many"), str(work / "many-scores"), batch_size=arguments.batch_size
+        )
+    finally:
+        ended.set()
+        thread.join()
+    tenths = [max(part) for part in np.array_split(np.array(samples), 10) if len(part)]
+    return {"images": report.summary.images, "peak_mib_by_tenth": tenths, "sentence": str(report)}
+
+
+def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict[str, Any]]:
+    """Closed loops on the cascade whole and cut, on the plain ViT, and on a service whose replicas are killed."""
+    gather_images(work / "asked", arguments.images, min(arguments.count, 500))
+    plain = shutil.copytree(arguments.export, work / "plain")
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "early_exit": False}))
+    ways: list[tuple[str, str, list[int], bool]] = [
+        ("plain ViT", str(plain), [], False),
+        ("cascade", arguments.export, [], False),
+        *([("cascade in segments", arguments.export, arguments.cuts, False)] if arguments.cuts else []),
+        ("cascade, replicas killed", arguments.export, arguments.cuts, True),
+    ]
+    rows = []
+    for name, export, cuts, kills in ways:
+        with running_service(export, cuts) as url, killing(arguments.kill_every if kills else None) as killed:
+            command = [sys.executable, str(CLIENT), url, str(work / "asked"), str(arguments.clients)]
+            out = subprocess.run([*command, str(arguments.seconds)], check=True, capture_output=True, text=True).stdout
+        rows.append({"name": name, "segments": cuts, "killed": len(killed), **json.loads(out)})
+    return rows
+
+
+def measure_states(arguments: ServingBenchmarkArguments, work: Path) -> list[dict[str, Any]]:
+    """Bytes of an image's state after each exit, and how many of the images go on with one."""
+    files = gather_images(work / "states", arguments.images, min(arguments.count, 500))
+    cascade = Cascade(arguments.export)
+    exit_layer = np.concatenate([cascade(cascade.preprocess([file])).exit_layer for file in files])
+    image = cascade.preprocess(files[:1])
+    rows = []
+    for place, layer in enumerate(cascade.exit_layers[:-1]):
+        part = Cascade(arguments.export, places=range(place + 1))
+        _, _, state = part.advance(part.start(image), early_exit=False)
+        rows.append(
+            {
+                "after_exit": layer,
+                "bytes": sum(array.nbytes for array in state),
+                "goes_on": float((exit_layer > layer).mean()),
+            }
+        )
+    return rows
+
+
+@contextmanager
+def running_service(export: str, cuts: list[int]) -> Iterator[str]:
+    """Serves from this process; clients have another one. Gives the address."""
+    with serving(Service(export, segments=cuts, port=0)) as service:
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        try:
+            yield service.url
+        finally:
+            service.server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def killing(every: float | None) -> Iterator[list[str]]:
+    """Kills one replica, of the segments in turn, every so many seconds. Gives the names of those killed."""
+    import ray
+
+    killed: list[str] = []
+    ended = threading.Event()
+
+    def kill() -> None:
+        while every and not ended.wait(every):
+            actors = ray.util.list_named_actors(all_namespaces=True)
+            replicas = sorted(actor["name"] for actor in actors if actor["name"].startswith("SERVE_REPLICA::"))
+            if replicas:
+                name = replicas[len(killed) % len(replicas)]
+                try:
+                    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+                except ValueError:  # it ended by itself
+                    continue
+                killed.append(name)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _descendants(process: int) -> list[int]:
+    """All processes that a process started, and those that these did."""
+    out = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in out.splitlines():
+        number, parent = map(int, line.split())
+        children.setdefault(parent, []).append(number)
+    found, ahead = [], [process]
+    while ahead:
+        below = children.get(ahead.pop(), [])
+        found += below
+        ahead += below
+    return found
+
+
+def _pss(process: int) -> int:
+    """Bytes of memory of a process, where pages that several share are shared out; 0 of one that has ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def tables(results: dict[str, Any]) -> str:
+    """What was measured, as Markdown."""
+    lines = []
+    if one := results.get("score"):
+        loops = ", ".join(f"{rate:.1f}" for rate in one["loop_images_per_second"])
+        lines += [
+            f"`mevit score`: {one['score_images_per_second']:.1f} images a second while its actors run, plain loop "
+            f"{loops}: overhead {one['overhead']:.1%}; {one['other_answers']} of {one['images']} answers differ.",
+            one["sentence"],
+        ]
+    if one := results.get("memory"):
+        tenths = ", ".join(f"{value:.0f}" for value in one["peak_mib_by_tenth"])
+        lines += ["", f"Memory over {one['images']:,} images, MiB in each tenth of the time: {tenths}"]
+    if rows := results.get("serve"):
+        lines += ["", "| served | answers a second | p50 ms | p99 ms | refused | lost | replicas killed |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {row['name']}{' ' + str(row['segments']) if row['segments'] else ''} | {row['per_second']:.1f} | "
+            f"{row['p50']:.0f} | {row['p99']:.0f} | {row['refused']} | {row['lost']} | {row['killed']} |"
+            for row in rows
+        ]
+    if rows := results.get("states"):
+        lines += ["", "| after exit | KiB of a state | images that go on |", "| --- | --- | --- |"]
+        lines += [f"| {row['after_exit']} | {row['bytes'] / 1024:.0f} | {row['goes_on']:.1%} |" for row in rows]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures and prints. Returns what the JSON holds."""
+    (arguments,) = HfArgumentParser(ServingBenchmarkArguments).parse_args_into_dataclasses(argv)
+    measure = {"score": measure_score, "memory": measure_memory, "serve": measure_serve, "states": measure_states}
+    results: dict[str, Any] = {"environment": environment_info(), "arguments": asdict(arguments)}
+    for part in arguments.parts.split(","):
+        with tempfile.TemporaryDirectory() as work:
+            results[part] = measure[part](arguments, Path(work))
+        print(tables({part: results[part]}), flush=True)
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    main()
