@@ -211,6 +211,43 @@ ATTEMPTS = {
             LIBRARY + "onnx/test_export.py::test_directories_of_others_are_left_alone",
         ),
     ],
+    "Scoring and serving": [
+        Attempt(
+            "Kill `mevit score` while it writes",
+            "no part of a file is read; the next run scores what is missing",
+            LIBRARY + "scale/test_score.py::test_a_killed_job_is_finished_by_the_next",
+        ),
+        Attempt(
+            "Add the results of one model to those of another",
+            "refused",
+            LIBRARY + "scale/test_results.py::test_results_of_another_model_are_not_added_to",
+        ),
+        Attempt(
+            "Kill replicas of a service under load",
+            "every request is answered",
+            LIBRARY + "scale/test_serve.py::test_replicas_killed_under_load_lose_no_request",
+        ),
+        Attempt(
+            "Send noise, damaged images, 100 megapixels, too many images, too many bytes or nothing",
+            "4xx and one sentence; the service goes on",
+            LIBRARY + "scale/test_serve.py::test_bad_requests_get_one_sentence_and_the_service_goes_on",
+        ),
+        Attempt(
+            "Send more than a service can take",
+            "503; what was accepted is answered in its time",
+            LIBRARY + "scale/test_front.py::test_a_full_service_refuses_and_keeps_its_latency",
+        ),
+        Attempt(
+            "Ask without the token, or with another one",
+            "401, whatever the path",
+            LIBRARY + "scale/test_front.py::test_without_the_token_there_is_nothing",
+        ),
+        Attempt(
+            "Start a service in the directory of an export that has code of its own, and look for open ports",
+            "its code is left alone; all ports, also those of Ray, are on 127.0.0.1",
+            LIBRARY + "scale/test_serve.py::test_the_command_serves_on_the_loopback_address_alone",
+        ),
+    ],
     "Bad input": [
         Attempt(
             "Predict many files of which some cannot be read",

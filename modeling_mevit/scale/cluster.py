@@ -44,11 +44,13 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
     from ray import _raylet
-    from ray._private import ray_constants
+    from ray._private import auto_init_hook, ray_constants
 
     # Ray reads both when it is imported, which may have been before
     ray_constants.ENABLE_RAY_CLUSTER = address is not None
     _raylet.Config.initialize("")  # type: ignore[attr-defined]
+    # else a thread of Ray Serve that comes late would start a Ray of its own, with all that is closed here
+    auto_init_hook.enable_auto_connect = False
     settings: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     if address is None:
         store = min(OBJECT_STORE, _memory() // 4)

@@ -232,13 +232,16 @@ def _deployed(service: Service, directory: str, segments: dict[str, tuple[int, i
         arguments = (directory, places, service.batch_size, service.batch_wait / 1000, service.threads)
         application = deployed.options(name=name).bind(*arguments)
         targets.append(ray_serve.RunTarget(target=application, name=name, route_prefix=None))
+    handles: list[Any] = []
     try:
         try:
             handles = ray_serve.run_many(targets)
         except RuntimeError as error:
             raise ValueError(f"replicas of {directory} do not start: {error}") from error
-        yield list(handles)
+        yield handles
     finally:
+        for handle in handles:
+            handle.shutdown()
         for name in segments:
             ray_serve.delete(name)
 

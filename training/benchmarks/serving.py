@@ -152,10 +152,10 @@ def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict
     (plain / "config.json").write_text(json.dumps({**config, "early_exit": False}))
     ways: list[tuple[str, str, list[int], bool]] = [
         ("plain ViT", str(plain), [], False),
-        ("cascade", arguments.export, [], False),
-        *([("cascade in segments", arguments.export, arguments.cuts, False)] if arguments.cuts else []),
-        ("cascade, replicas killed", arguments.export, arguments.cuts, True),
     ]
+    for cuts in ([], arguments.cuts) if arguments.cuts else ([],):
+        name = "cascade in segments" if cuts else "cascade"
+        ways += [(name, arguments.export, cuts, False), (f"{name}, replicas killed", arguments.export, cuts, True)]
     rows = []
     for name, export, cuts, kills in ways:
         with running_service(export, cuts) as url, killing(arguments.kill_every if kills else None) as killed:

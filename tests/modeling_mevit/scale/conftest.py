@@ -19,6 +19,13 @@ if not all(map(find_spec, ("ray", "onnxscript", "python_multipart"))):
 IMAGES = 60
 
 
+def pytest_collection_modifyitems(items):
+    """Nothing in this folder depends on the version of Transformers."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.one_major)
+
+
 @pytest.fixture(scope="session")
 def local_ray():
     from modeling_mevit.scale.cluster import connected

@@ -25,7 +25,7 @@ from tests.helpers.models import tiny_model
 from tests.modeling_mevit.scale.conftest import readable
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_major]
+pytestmark = pytest.mark.slow
 
 
 def rows_of(output: Path) -> dict[str, dict]:

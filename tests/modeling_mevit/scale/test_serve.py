@@ -29,7 +29,7 @@ from tests.helpers.images import noise
 from tests.modeling_mevit.scale.conftest import readable
 
 
-pytestmark = [pytest.mark.slow, pytest.mark.one_major]
+pytestmark = pytest.mark.slow
 
 
 @contextmanager
