@@ -20,6 +20,7 @@ _EXTRA_OF = {
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "optimum": "optimum",
+    "openvino": "openvino",
 }
 
 

@@ -126,8 +126,10 @@ class MEViTUncertaintyPredictor(nn.Module):
         features = exit_logits.float()
         if self.input == "probabilities":
             features = features.softmax(-1).sort(-1, descending=True).values
-        # not a matrix product, which autocast would compute in lower precision
-        return torch.sigmoid((features * self.weight.float()).sum(-1) + self.bias.float())
+        weight = self.weight.float().expand(features.shape[1], -1)
+        device_type = features.device.type
+        with torch.autocast(device_type, enabled=False) if _autocast_dtype(device_type) else nullcontext():
+            return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + self.bias.float())
 
 
 class MEViTForImageClassification(ViTPreTrainedModel):
@@ -363,11 +365,11 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             if number == config.num_hidden_layers:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
             else:
-                previous, label = label, exit_labels(logits)
-                streak = torch.where(label == previous, streak + 1, 1)
-                score = self._score(logits, streak)
+                if config.exit_policy == "patience":
+                    previous, label = label, exit_labels(logits)
+                    streak = torch.where(label == previous, streak + 1, 1)
                 # an exit whose logits are not all finite is never sure
-                leaves = (score < thresholds[place]) & (label != NO_LABEL)
+                leaves = (self._score(logits, streak) < thresholds[place]) & logits.isfinite().all(-1)
 
             if leaves.any():
                 left.append(samples[leaves])
@@ -422,10 +424,8 @@ class MEViTForImageClassification(ViTPreTrainedModel):
     def precision(self) -> str:
         """What it computes in: the precision of its weights, such as `"bfloat16"`, and, where that is turned on, what
         autocast computes in, such as `"float32 with autocast to bfloat16"`. Scores depend on both."""
-        name, device_type = _name_of(self.dtype), self.device.type
-        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-            return f"{name} with autocast to {_name_of(torch.get_autocast_dtype(device_type))}"
-        return name
+        name, autocast = _name_of(self.dtype), _autocast_dtype(self.device.type)
+        return f"{name} with autocast to {_name_of(autocast)}" if autocast else name
 
     @property
     def certificate(self) -> dict[str, Any] | None:
@@ -622,6 +622,13 @@ _WRITTEN_NAMES = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes in on a type of device; None where it is off."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
 
 
 def _name_of(dtype: torch.dtype) -> str:
