@@ -27,6 +27,7 @@ _EXTRA_OF = {
     "prometheus_client": "scale",
     "starlette": "scale",
     "uvicorn": "scale",
+    "openvino": "openvino",
 }
 
 

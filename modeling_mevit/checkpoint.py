@@ -37,28 +37,33 @@ _COPIED = ("metrics.json", "training_curve.png")  # what a card needs beside the
 _READ_BY_CARD = (*_COPIED, "evaluation.json", "accuracy_cost.png", "README.md")
 
 
-def load_model(checkpoint: str, device: str | None = None) -> MEViTForImageClassification:
+def load_model(checkpoint: str, device: str | None = None, dtype: str | None = None) -> MEViTForImageClassification:
     """The trained model, complete, in eval mode.
 
     Args:
         checkpoint: directory or Hub name.
         device: such as `"cpu"` or `"cuda"`; an accelerator where there is one, by default.
+        dtype: precision, such as `"bfloat16"`; the checkpoint's own by default.
 
     Raises:
         ValueError: where it holds another kind of model, lacks weights or is damaged, or the device cannot be used.
     """
-    model = load_classifier(checkpoint, device)
+    model = load_classifier(checkpoint, device, dtype)
     if not isinstance(model, MEViTForImageClassification):
         raise ValueError(f"{checkpoint} must hold a MEViT checkpoint; it holds a {type(model).__name__}.")
     return model
 
 
-def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Module:
+def load_classifier(checkpoint: str, device: str | None = None, dtype: str | None = None) -> torch.nn.Module:
     """Any image classifier, complete, in eval mode; see [`load_model`]. Pickled weights are not read, and code of the
     checkpoint is not run."""
     try:
         model, loading = AutoModelForImageClassification.from_pretrained(
-            locate(checkpoint), output_loading_info=True, use_safetensors=True, trust_remote_code=False
+            locate(checkpoint),
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except SafetensorError as error:
         raise ValueError(f"the weights of {checkpoint} cannot be read: {error}") from error
@@ -75,15 +80,29 @@ def load_classifier(checkpoint: str, device: str | None = None) -> torch.nn.Modu
         raise ValueError(f"device={device!r} cannot be used here: {error}") from error
 
 
-def load_predictor(checkpoint: str, device: str | None = None) -> "MEViTForImageClassification | MEViTCascade":
-    """What can be calibrated, evaluated and asked: the model of a checkpoint, or the cascade of an export."""
+def load_predictor(
+    checkpoint: str, device: str | None = None, dtype: str | None = None, backend: str | None = None
+) -> "MEViTForImageClassification | MEViTCascade":
+    """What can be calibrated, evaluated and asked: the model of a checkpoint, or the cascade of an export.
+
+    Args:
+        checkpoint: directory or Hub name; an export is a directory.
+        device: of [`load_model`].
+        dtype: of [`load_model`], or the `precision` of [`MEViTCascade.from_pretrained`].
+        backend: of [`MEViTCascade.from_pretrained`].
+
+    Raises:
+        ValueError: what these two raise, or where an argument is for the other of the two.
+    """
     if not is_export(checkpoint):
-        return load_model(checkpoint, device)
+        if backend is not None:
+            raise ValueError(f"backend={backend!r} is for exports; {checkpoint} is a checkpoint, which PyTorch runs.")
+        return load_model(checkpoint, device, dtype)
     if device not in (None, "cpu"):
         raise ValueError(f"device={device!r} is for checkpoints; the cascade of an export runs on the CPU here.")
-    from .onnx.runtime import MEViTCascade  # needs ONNX Runtime
+    from .onnx.runtime import MEViTCascade
 
-    return MEViTCascade.from_pretrained(checkpoint)
+    return MEViTCascade.from_pretrained(checkpoint, backend=backend, precision=dtype)
 
 
 def load_image_processor(checkpoint: str) -> Any:
@@ -170,10 +189,14 @@ def output_directory(checkpoint: str, output: Path | None) -> Path:
 def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directory: Path) -> None:
     """Writes config, code and card to a checkpoint's own directory; to another one, the weights too.
 
+    The config says the precision of the model, which loading then takes. The weights of the checkpoint's own directory
+    stay as they are.
+
     A process that is killed, or a full disk, leaves the files as they were.
     """
     with staged(directory, read=_READ_BY_CARD) as stage:
         if directory.resolve() == Path(checkpoint).resolve():
+            model.config.dtype = model.dtype
             model.config.save_pretrained(stage)
             custom_object_save(model, stage)  # the code of an older checkpoint may not know these settings
         else:
@@ -185,7 +208,9 @@ def save_calibrated(model: MEViTForImageClassification, checkpoint: str, directo
         write_card(stage)
 
 
-def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **loading: int) -> float:
+def plain_accuracy(
+    checkpoint: str, source: DataSource, device: str | None, dtype: str | None, **loading: int
+) -> float:
     """Accuracy of the checkpoint of a plain ViT, with an image processor of its own, on the images of a data source.
 
     Raises:
@@ -193,7 +218,7 @@ def plain_accuracy(checkpoint: str, source: DataSource, device: str | None, **lo
     """
     from .early_exit.evaluation import classifier_accuracy  # needs scipy
 
-    model = load_classifier(checkpoint, device)
+    model = load_classifier(checkpoint, device, dtype)
     config: Any = model.config
     exit_layers = getattr(config, "exit_layers", [])
     if len(exit_layers) > 1:

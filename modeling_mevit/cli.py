@@ -18,7 +18,7 @@ from .version import __version__
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 Policy = Literal["uncertainty", "confidence", "entropy", "margin", "patience"]
-Precision = Literal["float32", "float16", "int8", "int8-dynamic"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int8-dynamic"]
 Target = Literal["arm64", "avx2", "avx512_vnni"]
 Exporter = Literal["torch", "optimum"]
 
@@ -55,6 +55,18 @@ Workers = Annotated[int, typer.Option(help="Processes that read images.", min=0)
 Cluster = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster, such as 10.0.0.1:6379 or 'auto'; this machine by default."),
+]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision to run in; by default the checkpoint's, which is the one that it was calibrated in."),
+]
+DtypeOrExports = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision to run in; the checkpoint's by default. Of an export with OpenVINO alone."),
+]
+Backend = Annotated[
+    Literal["onnxruntime", "openvino"] | None,
+    typer.Option(help="What runs an export; ONNX Runtime by default, for bfloat16 OpenVINO.", show_default=False),
 ]
 Device = Annotated[str | None, typer.Option(help="Such as 'cpu' or 'cuda'; a GPU where there is one, by default.")]
 
@@ -103,6 +115,7 @@ def calibrate(
     batch_size: BatchSize = 32,
     num_workers: Workers = 0,
     device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Chooses the thresholds of early exit on held-out images, and turns it on in the checkpoint's config."""
     from . import CalibrationTarget, DataSource
@@ -115,7 +128,7 @@ def calibrate(
     target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound, max_disagreement, guarantee, layers)
     directory = output_directory(checkpoint, output)
     with locked(directory):
-        model = load_model(checkpoint, device)
+        model = load_model(checkpoint, device, dtype)
         source = DataSource(data, split or default_split(data, "validation"), half, image_column, label_column)
         dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
         result = run_calibration(model, dataset, target, policy=policy, batch_size=batch_size, num_workers=num_workers)
@@ -145,6 +158,8 @@ def evaluate(
     batch_size: BatchSize = 32,
     num_workers: Annotated[int, typer.Option(help="Processes that read images; they disturb times.", min=0)] = 0,
     device: Device = None,
+    dtype: DtypeOrExports = None,
+    backend: Backend = None,
 ) -> None:
     """Measures every exit, every policy and the early-exit run, of a checkpoint or of an exported cascade.
 
@@ -158,13 +173,13 @@ def evaluate(
 
     directory = output_directory(checkpoint, output)
     with locked(directory):
-        predictor = load_predictor(checkpoint, device)
+        predictor = load_predictor(checkpoint, device, dtype, backend)
         source = DataSource(data, split or default_split(data, "test"), half, image_column, label_column)
         dataset = source.load(predictor.config.label2id, load_image_processor(checkpoint))
         loading = {"batch_size": batch_size, "num_workers": num_workers}
         evaluation = run_evaluation(predictor, dataset, allow_calibration_images=force, **loading)
         if plain:
-            evaluation = evaluation.with_plain(plain_accuracy(plain, source, device, **loading))
+            evaluation = evaluation.with_plain(plain_accuracy(plain, source, device, dtype, **loading))
         print(save_evaluation(evaluation, directory))
     print(f"\nevaluation.json, evaluation.md and accuracy_cost.png are in {directory}.")
 
@@ -175,12 +190,14 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     batch_size: BatchSize = 32,
     device: Device = None,
+    dtype: DtypeOrExports = None,
+    backend: Backend = None,
 ) -> None:
     """Prints label, probability and exit layer of each image, or why there are none."""
     from .checkpoint import load_image_processor, load_predictor
     from .early_exit.inference import Failure, predict_files
 
-    predictor = load_predictor(checkpoint, device)
+    predictor = load_predictor(checkpoint, device, dtype, backend)
     failed = False
     for answer in predict_files(predictor, load_image_processor(checkpoint), images, batch_size=batch_size):
         if isinstance(answer, Failure):
@@ -252,7 +269,9 @@ def export(
     if triton and not cascade:
         raise ValueError("--triton is for the stages of a cascade; add --cascade.")
     layers = None if exits is None else _layers(exits)
-    model, image_processor, quantization = load_model(checkpoint, "cpu"), load_image_processor(checkpoint), None
+    # in float32 also where it was calibrated in another precision, whose weights would be rounded
+    model, quantization = load_model(checkpoint, "cpu", "float32"), None
+    image_processor = load_image_processor(checkpoint)
     if precision != "float32":
         if data is None:
             raise ValueError(f"--precision {precision} needs --data, for ranges of activations and for thresholds.")
@@ -290,19 +309,22 @@ def benchmark(
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
+    dtype: DtypeOrExports = None,
+    backend: Backend = None,
 ) -> None:
-    """Measures size, latency, memory and energy at batch 1, beside the plain ViT, in PyTorch and ONNX Runtime."""
+    """Measures size, latency, memory and energy at batch 1, beside the plain ViT, in PyTorch and as exported."""
     from . import DataSource
     from .checkpoint import check_export_of, draw_images, load_image_processor, load_model, save_benchmark
     from .onnx.benchmark import benchmark as run_benchmark
     from .onnx.benchmark import find_energy_monitor
 
-    model = load_model(checkpoint, "cpu")
+    model = load_model(checkpoint, "cpu", dtype)
     check_export_of(model.config, exported)
     source = DataSource(data, split, None, image_column, label_column)
     arrays = draw_images(source.load(model.config.label2id, load_image_processor(checkpoint)), images)
     monitor, why_no_energy = find_energy_monitor()
-    rows = run_benchmark(checkpoint, exported, arrays, threads=threads, energy_monitor=monitor)
+    settings = {"threads": threads, "energy_monitor": monitor, "backend": backend, "dtype": dtype}
+    rows = run_benchmark(checkpoint, exported, arrays, **settings)
     print(save_benchmark([row.to_dict() for row in rows], why_no_energy, len(arrays), threads, output))
 
 

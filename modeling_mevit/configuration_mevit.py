@@ -215,6 +215,23 @@ class MEViTConfig(ViTConfig):
             differing.append("the target, or what was measured for it, is not what calibration wrote")
         return differing
 
+    def precision_warning(self, precision: str) -> str | None:
+        """What to warn of where calibrated thresholds are used in another precision than they were chosen in, since
+        scores are others there; None where they are not, or the calibration does not tell.
+
+        Args:
+            precision: such as `"bfloat16"`, as `MEViTForImageClassification.precision` and the runtimes tell it.
+        """
+        expected = ((self.calibration or {}).get("made_for") or {}).get("dtype")
+        if expected in (None, precision) or not self._has_calibrated_thresholds():
+            return None
+        if is_certified(self.calibration):
+            return certificate_is_gone([precision_mismatch(precision, expected)])
+        return (
+            f"exit_thresholds were chosen in {expected}, got {precision}, in which scores are others; "
+            f"`mevit calibrate` chooses them anew."
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The fields, and the digest of those that the weights cannot tell."""
         fields: dict[str, Any] = super().to_dict()
@@ -309,6 +326,11 @@ def certificate_is_gone(differing: Iterable[str]) -> str:
         f"the certificate of early exit is gone: {'; '.join(differing)}. Early exit still runs, but nothing is "
         f"promised of it; `mevit calibrate` certifies it again."
     )
+
+
+def precision_mismatch(found: str, expected: str | None) -> str:
+    """How a precision differs from that of a calibration."""
+    return f"the precision is {found}, not {expected}"
 
 
 def validate_config_fields(config_class: type[ViTConfig], settings: Iterable[str]) -> None:

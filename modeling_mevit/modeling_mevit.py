@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTModel, ViTPreTrainedModel
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
-from .configuration_mevit import MEViTConfig, certificate_is_gone, is_certified
+from .configuration_mevit import MEViTConfig, certificate_is_gone, is_certified, precision_mismatch
 from .encoder_layer_mevit import (
     attention_outputs,
     encoder_layers,
@@ -59,8 +59,8 @@ class MEViTOutput(ModelOutput):
             [`combine_exits`] makes of them what the exits predict with.
         exit_scores: (B, E), float32, without early exit: score of every exit under `config.exit_policy`, low if it is
             sure.
-        exit_uncertainty: (B, E), without early exit: predicted uncertainty of every exit, equation 3, in (0, 1). None
-            where the predictor cannot read the combination (`config.predicts_uncertainty`).
+        exit_uncertainty: (B, E), float32, without early exit: predicted uncertainty of every exit, equation 3, in
+            (0, 1). None where the predictor cannot read the combination (`config.predicts_uncertainty`).
         hidden_states: with `output_hidden_states=True`: the embeddings and each layer's output, before the final norm,
             one more than layers, each (B, N, d).
         attentions: with `output_attentions=True`: each layer's attention probabilities, (B, heads, N, N).
@@ -120,14 +120,18 @@ class MEViTUncertaintyPredictor(nn.Module):
             self.weight[:, 0] -= 4
 
     def forward(self, exit_logits: Tensor) -> Tensor:
-        """Logits (B, E, L) of any exits, or their combination → their uncertainty (B, E)."""
-        features = exit_logits
+        """Logits (B, E, L) of any exits, or their combination → their uncertainty (B, E), float32.
+
+        Like every score it is computed in float32, whatever the model's precision: bfloat16 has only 128 numbers from
+        0.5 to 1, where the probabilities of sure exits are.
+        """
+        features = exit_logits.float()
         if self.input == "probabilities":
-            features = exit_logits.softmax(-1).sort(-1, descending=True).values
-        weight = self.weight.expand(features.shape[1], -1)
-        if weight.dtype != features.dtype:  # a combination is in float32, whatever the model's precision
-            weight = weight.to(features.dtype)
-        return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + self.bias)
+            features = features.softmax(-1).sort(-1, descending=True).values
+        weight = self.weight.float().expand(features.shape[1], -1)
+        device_type = features.device.type
+        with torch.autocast(device_type, enabled=False) if _autocast_dtype(device_type) else nullcontext():
+            return torch.sigmoid(torch.einsum("bed,ed->be", features, weight) + self.bias.float())
 
 
 class MEViTForImageClassification(ViTPreTrainedModel):
@@ -234,6 +238,9 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         if early_exit:
             thresholds = config.resolve_exit_thresholds(exit_thresholds)
+            are_calibrated = exit_thresholds is None and config.calibration is not None
+            if are_calibrated and (warning := config.precision_warning(self.precision)):
+                warnings.warn(warning, stacklevel=2)
             return self._leave_early(self._embed(pixel_values, interpolate_pos_encoding), thresholds)
 
         exit_logits, hidden_states, attentions = self._run_all_exits(
@@ -358,14 +365,15 @@ class MEViTForImageClassification(ViTPreTrainedModel):
                 config.exit_combination, logits.to(device), log_probabilities, num_exits=place + 1
             )
 
-            previous, label = label, exit_labels(logits)
-            streak = torch.where(label == previous, streak + 1, 1)
+            if config.exit_policy == "patience":
+                previous, label = label, exit_labels(logits)
+                streak = torch.where(label == previous, streak + 1, 1)
             score = self._score(logits, streak)
             if number == config.num_hidden_layers:
                 leaves = torch.ones_like(samples, dtype=torch.bool)
             else:
                 # an exit whose logits are not all finite is never sure
-                leaves = (score < thresholds[place]) & (label != NO_LABEL)
+                leaves = (score < thresholds[place]) & logits.isfinite().all(-1)
 
             if leaves.any():
                 left.append(samples[leaves])
@@ -422,6 +430,13 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         return exit_scores(policy, exit_logits, uncertainty)[:, 0]
 
     @property
+    def precision(self) -> str:
+        """What it computes in: the precision of its weights, such as `"bfloat16"`, and, where that is turned on, what
+        autocast computes in, such as `"float32 with autocast to bfloat16"`. Scores depend on both."""
+        name, autocast = _name_of(self.dtype), _autocast_dtype(self.device.type)
+        return f"{name} with autocast to {_name_of(autocast)}" if autocast else name
+
+    @property
     def certificate(self) -> dict[str, Any] | None:
         """What calibration certified, such as `{"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm",
         "guarantee": "probability"}`; in expectation, such as `{"max_disagreement": 0.01, "guarantee": "expectation"}`.
@@ -445,15 +460,15 @@ class MEViTForImageClassification(ViTPreTrainedModel):
         """What a calibration of this model holds for, as `config.calibration["made_for"]` keeps it.
 
         Returns:
-            `exit_layers`; `exit_combination`; `architecture`, the digest of [`MEViTConfig`]; `dtype`; and `weights`,
-            their digest, or None where some are offloaded, so that it cannot be told.
+            `exit_layers`; `exit_combination`; `architecture`, the digest of [`MEViTConfig`]; `dtype`, the precision;
+            and `weights`, their digest, or None where some are offloaded, so that it cannot be told.
         """
         # modules that were quantized in place have other things in their state too
         weights = {name: value for name, value in self.state_dict().items() if isinstance(value, Tensor)}
         is_here = not any(tensor.is_meta for tensor in weights.values())
         return {
             **self.config.made_for(),
-            "dtype": _name_of(self.dtype),
+            "dtype": self.precision,
             "weights": weights_digest(weights.items()) if is_here else None,
         }
 
@@ -470,10 +485,17 @@ class MEViTForImageClassification(ViTPreTrainedModel):
 
         Raises:
             ValueError: if pickled weights are asked for.
+
+        Warns:
+            UserWarning: if thresholds were calibrated in another precision than the model now has.
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors must be True, got False, which would unpickle weights and so run code.")
-        return super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if warning := model.config.precision_warning(model.precision):
+            warnings.warn(warning, stacklevel=2)
+        return loaded
 
     @classmethod
     def from_vit(
@@ -593,7 +615,7 @@ def weight_mismatches(calibration: dict[str, Any], found: dict[str, Any]) -> lis
     if made_for.get("weights") is None:
         return ["the calibration does not say which weights it was made for"]
     if made_for.get("dtype") != found["dtype"]:
-        return [f"the precision is {found['dtype']}, not {made_for.get('dtype')}"]
+        return [precision_mismatch(found["dtype"], made_for.get("dtype"))]
     if found["weights"] is None:
         return ["some weights are offloaded, so that it cannot be told whether they are those of the calibration"]
     return [] if made_for["weights"] == found["weights"] else ["the weights are others"]
@@ -609,6 +631,13 @@ _WRITTEN_NAMES = (
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast computes in on a type of device; None where it is off."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -27,7 +27,6 @@ from torch.utils.data import Dataset, Subset
 
 from ..configuration_mevit import MEViTConfig, promise_digest
 from ..data.identity import encode_digests, select_independent
-from ..modeling_mevit import MEViTForImageClassification
 from .calibration_target import BOUNDS, WHAT_THE_AVERAGE_COUNTS, CalibrationTarget
 from .predictions import ExitPredictions, OperatingPoint, Predictor, check_labels, predict_exits
 
@@ -53,8 +52,7 @@ class CalibrationResult:
         dropped_copies: images that were not counted, since an image of the same content was.
         dropped_training_images: images that were not counted, since they trained the model.
         made_for: exits, their combination, architecture, precision and weights that this holds for, as the model's
-            `made_for` tells them; of the cascade of an export the first three alone, since precision and weights are
-            in its graphs.
+            `made_for` tells them; of the cascade of an export all but the weights, which are in its graphs.
         losses: with a guarantee, how many images count against the operating point, and how many against the first
             failure: those harmed there, or given another label than the last exit's; in expectation, there or under
             any more careful thresholds. 0 where there is no such point.
@@ -193,7 +191,8 @@ def calibrate(
     digests in its config, do not count. Near copies, such as another crop of the same photo, are not recognised.
 
     Args:
-        predictor: a model in eval mode, on the device to run on, or the cascade of an export.
+        predictor: a model in eval mode, on the device and in the precision to run in, or the cascade of an export. The
+            thresholds fit scores of that precision.
         dataset: images that neither trained the model nor chose its recipe, `{"pixel_values": (3, H, W), "labels":
             int}`; without labels for `max_disagreement`, which looks at none. An [`ImageClassificationDataset`] also
             tells which they are, so that copies and training images are dropped, and evaluation can refuse the others.
@@ -234,7 +233,7 @@ def calibrate(
     check_sample_size(len(dataset), target)  # type: ignore[arg-type]
     predictions = predict_exits(predictor, dataset, batch_size=batch_size, num_workers=num_workers)
     result = calibrate_predictions(predictions, target, policy=policy, num_labels=config.num_labels, data=data)
-    made_for = predictor.made_for() if isinstance(predictor, MEViTForImageClassification) else config.made_for()
+    made_for = predictor.made_for()
     return replace(result, dropped_copies=copies, dropped_training_images=training_images, made_for=made_for)
 
 

@@ -85,6 +85,7 @@ class Evaluation:
         calibration_images: how many of the images chose the thresholds, as far as can be told.
         data: name, split, half and SHA-256 of the images, where the data set tells them.
         exit_combination: what the exits predicted with, one of `EXIT_COMBINATIONS`.
+        precision: what was computed in, such as `"float32"`.
         predictions: of every exit on every image.
     """
 
@@ -96,6 +97,7 @@ class Evaluation:
     calibration_images: int
     data: dict[str, Any] | None
     exit_combination: str
+    precision: str
     predictions: ExitPredictions
 
     def with_plain(self, accuracy: float) -> "Evaluation":
@@ -178,6 +180,7 @@ def evaluate(
         calibration_images=calibration_images,
         data=_without_digests(describe()) if describe else None,
         exit_combination=config.exit_combination,
+        precision=predictor.precision,
         predictions=predictions,
     )
 
@@ -188,9 +191,9 @@ def classifier_accuracy(
 ) -> float:
     """Accuracy of any image classifier in eval mode, a plain ViT say: of its `logits`."""
     correct = []
-    device = next(model.parameters()).device
+    parameter = next(model.parameters())
     for batch in batches(dataset, batch_size, num_workers, type(model).__name__):
-        logits = model(batch["pixel_values"].to(device)).logits
+        logits = model(batch["pixel_values"].to(parameter.device, parameter.dtype)).logits
         correct.append(logits.argmax(-1).cpu() == batch["labels"])
     return torch.cat(correct).float().mean().item()
 

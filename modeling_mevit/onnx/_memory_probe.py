@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads one way to run a model. As a script, prints what that takes in memory:
 
-    python _memory_probe.py KIND PATH IMAGE THREADS
+    python _memory_probe.py KIND PATH IMAGE THREADS [PRECISION]
 
 A module of its own that imports nothing until it is told what to load, so that the process measures that alone. Other
 files of the package are loaded by their path, since the package around them would import torch.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -21,18 +22,32 @@ import numpy as np
 RUNS = 3  # the first ones still allocate
 
 
-def load(kind: str, path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+def load(kind: str, path: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
     """What runs a model on one image (1, C, H, W).
 
     Args:
-        kind: `"torch"` for a checkpoint, `"onnx"` for a file that takes images to logits, `"cascade"` for an export.
+        kind: `"torch"` for a checkpoint; `"onnxruntime"` or `"openvino"` for the directory of an export, whose cascade
+            it runs, or for one of its files, which takes images to logits.
         path: of it.
         threads: of one operator; the libraries' choice if 0.
+        precision: to run in; the checkpoint's or the backend's own by default.
     """
-    return {"torch": _load_torch, "onnx": _load_onnx, "cascade": _load_cascade}[kind](path, threads)
+    if kind == "torch":
+        return _load_torch(path, threads, precision)
+    runtime = _module("onnx/cascade_mevit.py")  # the package's own file: a copy in the export could be anything
+    if path.is_dir():
+        cascade: Callable[[np.ndarray], Any] = runtime.Cascade(
+            path, threads=threads, backend=kind, precision=precision
+        )
+        return cascade
+    if kind == "openvino":
+        graph = runtime.OpenVINOGraph(path, precision, threads)
+    else:
+        graph = _onnx_runtime_graph(runtime, path, threads)
+    return lambda image: graph({"pixel_values": image})
 
 
-def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+def _load_torch(path: Path, threads: int, precision: str | None) -> Callable[[np.ndarray], Any]:
     import torch
     from transformers import AutoModelForImageClassification
 
@@ -40,7 +55,9 @@ def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
 
     if threads:
         torch.set_num_threads(threads)
-    model = AutoModelForImageClassification.from_pretrained(path, trust_remote_code=False).eval()
+    model = AutoModelForImageClassification.from_pretrained(
+        path, dtype=precision or "auto", trust_remote_code=False
+    ).eval()
 
     @torch.inference_mode()
     def run(image: np.ndarray) -> Any:
@@ -49,20 +66,14 @@ def _load_torch(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
     return run
 
 
-def _load_onnx(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
+def _onnx_runtime_graph(runtime: ModuleType, path: Path, threads: int) -> Callable[[dict[str, np.ndarray]], Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(None, {"pixel_values": image})
-
-
-def _load_cascade(path: Path, threads: int) -> Callable[[np.ndarray], Any]:
-    # the package's own file: a copy in the export could be anything
-    cascade: Callable[[np.ndarray], Any] = _module("onnx/cascade_mevit.py").Cascade(path, threads=threads)
-    return cascade
+    graph: Callable[[dict[str, np.ndarray]], Any] = runtime.OnnxRuntimeGraph(path, options)
+    return graph
 
 
 def _module(file: str) -> ModuleType:
@@ -75,7 +86,7 @@ def _module(file: str) -> ModuleType:
     return module
 
 
-def main(kind: str, path: str, image: str, threads: str) -> None:
+def main(kind: str, path: str, image: str, threads: str, precision: str = "") -> None:
     """Prints the MiB that the process holds at most for loading and running, more than after imports."""
     memory = _module("reports/environment.py")
     inputs = np.load(image)
@@ -84,9 +95,9 @@ def main(kind: str, path: str, image: str, threads: str) -> None:
 
         from modeling_mevit.modeling_mevit import MEViTForImageClassification  # noqa: F401
     else:
-        import onnxruntime  # noqa: F401
+        importlib.import_module(kind)
     before = memory.rss_mib()
-    run = load(kind, Path(path), int(threads))
+    run = load(kind, Path(path), int(threads), precision or None)
     for _ in range(RUNS):
         run(inputs)
     print(memory.peak_rss_mib() - before)

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The paper's Table 3 on the machine at hand: size, latency, memory and energy of each way to run a model.
 
-Batch 1. The plain ViT, the model cut at exits, and the early-exit run, each in PyTorch and in ONNX Runtime. Latencies
-are taken in turn, image by image, in one process; memory in fresh processes, of which the median counts.
+Batch 1. The plain ViT, the model cut at exits, and the early-exit run, each in PyTorch and in the export's runtime.
+Latencies are taken in turn, image by image, in one process; memory in fresh processes, of which the median counts.
 """
 
+import copy
 import subprocess
 import sys
 import tempfile
@@ -19,13 +20,14 @@ import numpy as np
 
 from ..modeling_mevit import MEViTForImageClassification
 from . import _memory_probe
-from .cascade_mevit import graph_in, read_stages
+from .cascade_mevit import default_backend, graph_in, read_description
 from .graphs import exit_file, plain_graph
 from .writer import write_graph
 
 
 WARM_UP = 5  # images before the first one that counts
 MEMORY_PROCESSES = 3  # fresh ones, for each memory
+LIBRARIES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class BenchmarkRow:
 
     Args:
         name: `"plain ViT"`, `"MEViT_k"` or `"early exit"`.
-        library: `"PyTorch"` or `"ONNX Runtime"`.
+        library: one of `LIBRARIES`.
+        precision: that was asked for, None where the checkpoint's or the library's own was taken.
         megabytes: of weights and graphs on disk.
         median: latency in ms.
         p95: latency in ms.
@@ -44,6 +47,7 @@ class BenchmarkRow:
 
     name: str
     library: str
+    precision: str | None
     megabytes: float
     median: float
     p95: float
@@ -56,25 +60,33 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a model: its name and library, and the kind and path that [`_memory_probe.load`] takes."""
+    """One way to run a model: its name, and what [`_memory_probe.load`] takes."""
 
     name: str
-    library: str
     kind: str
     path: Path
+    precision: str | None
 
     @property
     def files(self) -> list[Path]:
         """Weights and graphs that it needs."""
-        if self.kind == "onnx":
+        if self.path.is_file():
             return [self.path]
-        if self.kind == "cascade":
-            return [self.path / stage[graph] for stage in read_stages(self.path) for graph in ("stage", "query")]
-        return list(self.path.glob("*.safetensors"))
+        if self.kind == "torch":
+            return list(self.path.glob("*.safetensors"))
+        stages = read_description(self.path)["stages"]
+        return [self.path / stage[graph] for stage in stages for graph in ("stage", "query")]
 
 
 def benchmark(
-    checkpoint: str, exported: Path, images: Sequence[np.ndarray], *, threads: int = 0, energy_monitor: Any = None
+    checkpoint: str,
+    exported: Path,
+    images: Sequence[np.ndarray],
+    *,
+    threads: int = 0,
+    energy_monitor: Any = None,
+    backend: str | None = None,
+    dtype: str | None = None,
 ) -> list[BenchmarkRow]:
     """Measures every way to run a model.
 
@@ -84,10 +96,12 @@ def benchmark(
         images: (1, C, H, W) each, float32, preprocessed.
         threads: of one operator; the libraries' choice by default.
         energy_monitor: with `begin_window(name)` and `end_window(name)`, as of zeus; without one no energy is given.
+        backend: what runs the export; by default as for [`Cascade`].
+        dtype: precision that PyTorch and OpenVINO compute in; by default the checkpoint's, and as for [`Cascade`].
     """
     with tempfile.TemporaryDirectory() as directory:
-        ways = _ways(checkpoint, exported, Path(directory))
-        runs = [_memory_probe.load(way.kind, way.path, threads) for way in ways]
+        ways = _ways(checkpoint, exported, Path(directory), backend, dtype)
+        runs = [_memory_probe.load(way.kind, way.path, threads, way.precision) for way in ways]
         latencies = _latencies(runs, images)
         joules = [_joules(run, images, energy_monitor) for run in runs]
         image = Path(directory) / "image.npy"
@@ -95,7 +109,8 @@ def benchmark(
         return [
             BenchmarkRow(
                 name=way.name,
-                library=way.library,
+                library=LIBRARIES[way.kind],
+                precision=way.precision,
                 megabytes=sum(file.stat().st_size for file in way.files) / 1e6,
                 median=float(np.median(latencies[place])),
                 p95=float(np.percentile(latencies[place], 95)),
@@ -123,32 +138,37 @@ def find_energy_monitor() -> tuple[Any, str | None]:
     return monitor, None
 
 
-def _ways(checkpoint: str, exported: Path, directory: Path) -> list[Way]:
+def _ways(
+    checkpoint: str, exported: Path, directory: Path, backend: str | None = None, dtype: str | None = None
+) -> list[Way]:
     """All ways to run a model. Writes what is not there yet into `directory`."""
-    model = MEViTForImageClassification.from_pretrained(checkpoint).eval()
+    made_for = read_description(exported).get("precision", "float32")
+    backend = backend or default_backend(made_for)
+    precisions = {
+        "torch": dtype,
+        "onnxruntime": None,  # that of the graphs
+        "openvino": dtype or ("bfloat16" if made_for == "bfloat16" else None),
+    }
+    model = MEViTForImageClassification.from_pretrained(checkpoint, dtype=dtype or "auto").eval()
     plain = directory / "plain"
     model.to_vit().save_pretrained(plain)
-    write_graph(plain_graph(model), directory / "plain.onnx")
-    ways = [
-        Way("plain ViT", "PyTorch", "torch", plain),
-        Way("plain ViT", "ONNX Runtime", "onnx", directory / "plain.onnx"),
-    ]
+
+    def ways_of(name: str, in_torch: Path, in_graphs: Path) -> list[Way]:
+        kinds = (("torch", in_torch), (backend, in_graphs))
+        return [Way(name, kind, path, precisions[kind]) for kind, path in kinds]
+
+    plain_file = directory / "plain.onnx"
+    write_graph(plain_graph(copy.deepcopy(model).float()), plain_file)
+    ways = ways_of("plain ViT", plain, plain_file)
     for layer in model.config.exit_layers:
         name = exit_file(layer, model.config.exit_layers).name
         if (exported / name).is_file():
             file = graph_in(exported, name)
             cut = directory / f"exit_{layer}"
             model.truncate(layer).save_pretrained(cut)
-            ways += [
-                Way(f"MEViT_{layer}", "PyTorch", "torch", cut),
-                Way(f"MEViT_{layer}", "ONNX Runtime", "onnx", file),
-            ]
+            ways += ways_of(f"MEViT_{layer}", cut, file)
     model.save_pretrained(directory / "early_exit")
-    return [
-        *ways,
-        Way("early exit", "PyTorch", "torch", directory / "early_exit"),
-        Way("early exit", "ONNX Runtime", "cascade", exported),
-    ]
+    return ways + ways_of("early exit", directory / "early_exit", exported)
 
 
 def _latencies(runs: Sequence[Callable[[np.ndarray], Any]], images: Sequence[np.ndarray]) -> np.ndarray:
@@ -191,6 +211,7 @@ def _peak_memory(way: Way, image: Path, threads: int) -> float:
         str(way.path),
         str(image),
         str(threads),
+        way.precision or "",
     ]
     runs = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(MEMORY_PROCESSES)]
     return float(np.median([float(run.stdout.split()[-1]) for run in runs]))

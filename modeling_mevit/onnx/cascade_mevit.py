@@ -1,7 +1,7 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Runs an exported MEViT cascade. Needs numpy and onnxruntime alone, and Pillow to read image files. Without
-onnxruntime it runs where something else runs the graphs, as Triton does.
+"""Runs an exported MEViT cascade. Needs numpy and onnxruntime (or openvino) alone, and Pillow to read image files.
+With neither it runs where something else runs the graphs, as Triton does.
 
     python cascade_mevit.py DIRECTORY image.jpg …
 
@@ -29,6 +29,8 @@ import json
 import os
 import re
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -39,6 +41,9 @@ import numpy as np
 if TYPE_CHECKING:
     import onnxruntime
 
+BACKENDS = ("onnxruntime", "openvino")
+INFERENCE_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # ours, and OpenVINO's name for it
+FILES = ("float32", "float16", "int8", "int8-dynamic")  # what graphs are written in
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
 CLS, PATCHES, TOKENS = slice(0, 1), slice(1, None), slice(None)  # tokens: the first, the others, all
@@ -136,22 +141,6 @@ class Tokens(NamedTuple):
         return Tokens(*(array[samples] for array in self))
 
 
-class Graph(Protocol):
-    """What runs a graph: a session of ONNX Runtime, or what is called like one."""
-
-    def get_inputs(self) -> Sequence[Any]:
-        """With `name` and `shape` each; where a dimension may vary, its size is no number."""
-        ...
-
-    def get_outputs(self) -> Sequence[Any]:
-        """The same of the outputs."""
-        ...
-
-    def run(self, output_names: Any, input_feed: Any) -> Sequence[Any]:
-        """Values of the outputs that are named, for inputs by name."""
-        ...
-
-
 class Monitor(Protocol):
     """What watches a cascade: the `PromiseMonitor` of monitoring_mevit.py, which lies beside this file."""
 
@@ -164,6 +153,95 @@ class Monitor(Protocol):
         ...
 
 
+class RunnableGraph:
+    """A graph of an export, in a runtime. Called with inputs by name, it returns outputs by name.
+
+    `inputs` and `outputs` hold the sizes of each, by name, where dimensions that may vary are names or None.
+    """
+
+    inputs: dict[str, list[Any]]
+    outputs: dict[str, list[Any]]
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def precision_of(self, files: str) -> str:
+        """What it computes in, where its file is one of `FILES`."""
+        return files
+
+
+class OnnxRuntimeGraph(RunnableGraph):
+    """A graph that ONNX Runtime runs.
+
+    Args:
+        file: of the graph.
+        options: of the session, ONNX Runtime's own by default.
+        providers: ONNX Runtime's execution providers, in order of preference.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        options: onnxruntime.SessionOptions | None = None,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+    ):
+        import onnxruntime  # here, since not every machine has it that runs a cascade
+
+        self.session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+        self.inputs, self.outputs = (
+            {one.name: one.shape for one in ports} for ports in (self.session.get_inputs(), self.session.get_outputs())
+        )
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = list(self.outputs)
+        return dict(zip(names, self.session.run(names, inputs)))  # noqa: B905  Python 3.8 has no strict
+
+
+class OpenVINOGraph(RunnableGraph):
+    """A graph that OpenVINO runs on the CPU.
+
+    Args:
+        file: of the graph.
+        precision: to compute in, one of `INFERENCE_PRECISIONS`; by default what OpenVINO takes on this processor.
+        threads: OpenVINO's choice by default.
+
+    Raises:
+        ValueError: where the precision is unknown, or the processor does not compute in it.
+    """
+
+    def __init__(self, file: str | Path, precision: str | None = None, threads: int = 0):
+        import openvino
+
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}  # one call at a time
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if precision is not None:
+            names = ", ".join(map(repr, INFERENCE_PRECISIONS))
+            _must("precision", precision in INFERENCE_PRECISIONS, f"one of {names}", precision)
+            settings["INFERENCE_PRECISION_HINT"] = INFERENCE_PRECISIONS[precision]
+        core = openvino.Core()
+        self.compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
+        taken = self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.precision = {theirs: ours for ours, theirs in INFERENCE_PRECISIONS.items()}[taken]
+        if precision is not None:
+            _must("precision", precision == self.precision, f"{self.precision!r} on this processor", precision)
+        self.inputs, self.outputs = (
+            {port.get_any_name(): _sizes(port) for port in ports}
+            for ports in (self.compiled.inputs, self.compiled.outputs)
+        )
+        self._requests = threading.local()  # which hold the memory of one run
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request = getattr(self._requests, "own", None)
+        if request is None:
+            request = self._requests.own = self.compiled.create_infer_request()
+        answers = request.infer(inputs, share_inputs=True)
+        return {name: answers[name] for name in self.outputs}
+
+    def precision_of(self, files: str) -> str:
+        return self.precision if files == "float32" else f"{files} by OpenVINO in {self.precision}"
+
+
 class Cascade:
     """An exported cascade, whose later stages run only on the images that go on.
 
@@ -171,36 +249,48 @@ class Cascade:
         directory: of the export.
         providers: ONNX Runtime's execution providers, in order of preference, as names or (name, options); the CPU by
             default.
-        threads: of one operator; ONNX Runtime's choice by default.
+        threads: of one operator; the runtime's choice by default.
         config: what config.json holds, which is read by default.
-        stages: what cascade.json lists, which is read by default; an export that is not finished has none.
+        description: what cascade.json holds, which is read by default; an export that is not finished has none.
         options: of ONNX Runtime's sessions, its own by default; those for sessions that take turns are added.
         places: of the exits whose stages are opened, from 0 to E - 1, one after the other; all by default. With some,
             only `advance` runs.
         monitor: of the promise: the images that it draws also run to the end, on from where they left, in every call
             with early exit. Answers do not depend on it.
-        graphs: opens a graph by the name of its file, where something else than ONNX Runtime runs it.
+        backend: what runs the graphs, one of `BACKENDS`. By default ONNX Runtime, and OpenVINO where the export was
+            made for bfloat16, in which ONNX Runtime does not compute.
+        precision: that OpenVINO computes in, one of `INFERENCE_PRECISIONS`. By default the one that the export was
+            made for if that is bfloat16, else what OpenVINO takes on this processor: bfloat16 where it has
+            instructions for it.
+        graphs: opens a graph by the name of its file, where something else than these backends runs it.
 
     Raises:
-        ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, or a
-            provider is not installed.
+        ImportError: where the backend is not installed.
+        ValueError: where a file is missing, malformed, damaged, of an older version or outside the directory, a
+            provider is not installed, or an argument is not one of those above or belongs to the other backend.
+
+    Warns:
+        UserWarning: where the thresholds were chosen in another precision than the graphs are run in.
     """
 
     def __init__(
         self,
         directory: str | Path,
-        providers: str | Sequence[Any] = ("CPUExecutionProvider",),
+        providers: str | Sequence[Any] | None = None,
         threads: int = 0,
         config: dict[str, Any] | None = None,
-        stages: list[dict[str, Any]] | None = None,
+        description: dict[str, Any] | None = None,
         options: onnxruntime.SessionOptions | None = None,
         places: range | None = None,
         monitor: Monitor | None = None,
-        graphs: Callable[[str], Graph] | None = None,
+        backend: str | None = None,
+        precision: str | None = None,
+        graphs: Callable[[str], RunnableGraph] | None = None,
     ):
         self.directory = Path(directory)
         self.monitor = monitor
-        stages = read_stages(self.directory) if stages is None else stages
+        description = read_description(self.directory) if description is None else description
+        stages, made_for = description["stages"], description.get("precision", "float32")
         self.config = _read(self.directory, "config.json") if config is None else config
         check_config(self.config, stages)
         size = self.config["image_size"]
@@ -209,13 +299,23 @@ class Cascade:
         self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
-        self.open = graphs or OnnxRuntime(self.directory, providers, threads, options)
+        self.backend = default_backend(made_for) if backend is None else backend
+        self.open = graphs or self._opener(made_for, providers, threads, options, precision)
         self.places = range(len(stages)) if places is None else places
         if not self.places or self.places != range(len(stages))[self.places.start : self.places.stop]:
             raise ValueError(f"places must be some of {range(len(stages))} in a row, got {places}.")
         opened = [stages[place] for place in self.places]
         self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in opened]
         self._check_graphs()
+        files = made_for if made_for in FILES else "float32"
+        self.precision = self.stages[0][0].precision_of(files)
+        expected = _calibrated_precision(self.config, made_for)
+        if expected not in (None, self.precision):
+            warnings.warn(
+                f"the thresholds of {self.directory} were chosen in {expected}, got {self.precision}, in which scores "
+                f"are others, so that nothing is promised of early exit here.",
+                stacklevel=2,
+            )
 
     def __call__(
         self,
@@ -338,7 +438,7 @@ class Cascade:
             return [True] * len(self.exit_layers)
         return [*(thresholds > 0).tolist(), True]
 
-    def _graphs(self, place: int) -> tuple[Graph, Graph]:
+    def _graphs(self, place: int) -> tuple[RunnableGraph, RunnableGraph]:
         """Stage and query graph of an exit, by its place in the whole cascade."""
         return self.stages[place - self.places.start]
 
@@ -408,11 +508,45 @@ class Cascade:
             batch.append((pixels - mean) / std)
         return np.stack(batch)
 
+    def _opener(
+        self,
+        made_for: str,
+        providers: str | Sequence[Any] | None,
+        threads: int,
+        options: onnxruntime.SessionOptions | None,
+        precision: str | None,
+    ) -> Callable[[str], RunnableGraph]:
+        """What opens a graph of the export by the name of its file, and raises a `ValueError` where that is missing,
+        damaged or outside the directory, or has weights in another file."""
+        _must("backend", self.backend in BACKENDS, f"one of {', '.join(map(repr, BACKENDS))}", self.backend)
+        if self.backend == "openvino":
+            if providers is not None or options is not None:
+                raise ValueError("providers and options are ONNX Runtime's; they must be left out with OpenVINO.")
+            wanted = made_for if precision is None and made_for == "bfloat16" else precision
+            open_path = _openvino(wanted, threads)
+        elif precision is not None:
+            raise ValueError(
+                f"precision is chosen for OpenVINO; ONNX Runtime computes in that of the graphs, got {precision!r}."
+            )
+        else:
+            open_path = _onnx_runtime(providers, threads, options)
+
+        def open_graph(file: str) -> RunnableGraph:
+            path = graph_in(self.directory, file)
+            try:
+                return open_path(path)
+            except (ImportError, ValueError):
+                raise
+            except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
+                raise ValueError(f"{path} is damaged: {_one_line(error)}") from error
+
+        return open_graph
+
     def _check_graphs(self) -> None:
         """Raises a `ValueError` where graphs are not those of this cascade, or of other sizes than the config says."""
-        for place, sessions in zip(self.places, self.stages):  # noqa: B905  Python 3.8 has no strict
-            stage, query = ({one.name: one.shape for one in session.get_outputs()} for session in sessions)
-            combines = combines_exits(sessions[1])
+        for place, graphs in zip(self.places, self.stages):  # noqa: B905  Python 3.8 has no strict
+            stage, query = (graph.outputs for graph in graphs)
+            combines = combines_exits(graphs[1])
             answers = {"outputs", "logits"} | ({"exit_logits", "log_probability_sum"} if combines else set())
             missing = sorted(({"normed", "keys", "values"} - set(stage)) | (answers - set(query)))
             if missing:
@@ -437,7 +571,7 @@ class Cascade:
         if self.places.start > 0:
             return
         expected = [self.config["num_channels"], *self.image_size]
-        found = self.stages[0][0].get_inputs()[0].shape[1:]
+        found = next(iter(self.stages[0][0].inputs.values()))[1:]
         if found != expected:
             raise ValueError(
                 f"num_channels and image_size in config.json must be those of the first graph, {found}, "
@@ -476,53 +610,6 @@ class Cascade:
         if np.isnan(thresholds).any():
             raise ValueError(f"exit_thresholds must be numbers, got {given}.")
         return np.broadcast_to(thresholds, num_early)
-
-
-class OnnxRuntime:
-    """Opens graphs of an export: `open_graph("stage_6.onnx")`.
-
-    Args:
-        directory: of the export.
-        providers, threads, options: those of [`Cascade`].
-
-    Raises:
-        ValueError: where a provider is not installed.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        providers: str | Sequence[Any],
-        threads: int,
-        options: onnxruntime.SessionOptions | None,
-    ):
-        import onnxruntime  # here, since not every machine has it that runs a cascade
-
-        self._directory, self._open = directory, onnxruntime.InferenceSession
-        self._providers = [providers] if isinstance(providers, str) else list(providers)
-        installed = onnxruntime.get_available_providers()
-        for provider in self._providers:
-            name = provider if isinstance(provider, str) else provider[0]
-            if name not in installed:
-                raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
-        _share_one_allocator()
-        self._options = options or onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        # sessions take turns: waiting ones must neither hold memory of their own nor keep a core busy
-        self._options.add_session_config_entry("session.use_env_allocators", "1")
-        self._options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-
-    def __call__(self, file: str) -> onnxruntime.InferenceSession:
-        """A graph of the export.
-
-        Raises:
-            ValueError: where the file is missing, damaged or outside the directory, or has weights in another file.
-        """
-        path = graph_in(self._directory, file)
-        try:
-            return self._open(str(path), self._options, providers=self._providers)
-        except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
-            raise ValueError(f"{path} is damaged: {_one_line(error)}") from error
 
 
 def file_in(directory: Path, name: Any) -> Path:
@@ -570,12 +657,13 @@ def graph_in(directory: Path, name: Any) -> Path:
     return file
 
 
-def read_stages(directory: Path) -> list[dict[str, Any]]:
-    """The graphs of an exported cascade.
+def read_description(directory: Path) -> dict[str, Any]:
+    """What an exported cascade consists of.
 
     Returns:
-        For each exit its `exit_layer`, the files `stage` and `query`, the exit policy whose `score` these give, and
-        the `cost` of leaving there.
+        What cascade.json holds: the `precision` and, for int8, its `target`; and `stages`, for each exit its
+        `exit_layer`, the files `stage` and `query`, the exit policy whose `score` these give, and the `cost` of
+        leaving there.
 
     Raises:
         ValueError: where cascade.json is missing, malformed or of an older version.
@@ -596,7 +684,20 @@ def read_stages(directory: Path) -> list[dict[str, Any]]:
     for stage in stages:
         for graph in ("stage", "query"):
             file_in(directory, stage.get(graph))
+    made_for, allowed = description.get("precision", "float32"), [*FILES, "bfloat16"]
+    _must("precision in cascade.json", made_for in allowed, f"one of {', '.join(map(repr, allowed))}", made_for)
+    return description
+
+
+def read_stages(directory: Path) -> list[dict[str, Any]]:
+    """The graphs of an exported cascade: `stages` of [`read_description`]."""
+    stages: list[dict[str, Any]] = read_description(directory)["stages"]
     return stages
+
+
+def default_backend(made_for: str) -> str:
+    """What runs an export, by the precision that cascade.json names."""
+    return "openvino" if made_for == "bfloat16" else "onnxruntime"
 
 
 def check_config(config: dict[str, Any], stages: list[dict[str, Any]]) -> None:
@@ -721,39 +822,37 @@ def read_image(source: Any) -> Any:
     return image.convert("RGB")
 
 
-def run(session: Graph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(graph: RunnableGraph, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs a graph: output name → value.
 
     Raises:
         ValueError: where it cannot run on these inputs.
     """
-    names = [output.name for output in session.get_outputs()]
     try:
-        outputs = session.run(names, inputs)
+        return graph(inputs)
     except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
         raise ValueError(f"a graph of the export does not run: {_one_line(error)}") from error
-    return dict(zip(names, outputs))  # noqa: B905  Python 3.8 has no strict
 
 
-def stage_inputs(session: Graph, state: np.ndarray) -> dict[str, np.ndarray]:
+def stage_inputs(graph: RunnableGraph, state: np.ndarray) -> dict[str, np.ndarray]:
     """What a stage is fed: pixel values (B, C, H, W) if it is the first, else tokens (B, N, d) of the exit before."""
-    return {session.get_inputs()[0].name: state}
+    return {next(iter(graph.inputs)): state}
 
 
-def run_stage(session: Graph, state: np.ndarray) -> Tokens:
+def run_stage(graph: RunnableGraph, state: np.ndarray) -> Tokens:
     """Runs a stage up to its exit's layer."""
-    outputs = run(session, stage_inputs(session, state))
+    outputs = run(graph, stage_inputs(graph, state))
     # between neighbouring exits there is no layer, and the stage does not repeat its input
     return Tokens(outputs.get("hidden_state", state), outputs["normed"], outputs["keys"], outputs["values"])
 
 
 def query_inputs(
-    session: Graph, tokens: Tokens, queries: slice, log_probabilities: np.ndarray
+    graph: RunnableGraph, tokens: Tokens, queries: slice, log_probabilities: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What a query graph is fed, to compute its layer for some of the tokens.
 
     Args:
-        session: of the graph.
+        graph: that is fed.
         tokens: that its stage handed on.
         queries: which of them.
         log_probabilities: (B, L), summed over the exits passed before. The graph takes them where exits are combined.
@@ -764,12 +863,23 @@ def query_inputs(
         "keys": tokens.keys,
         "values": tokens.values,
     }
-    return {**inputs, "previous_sum": log_probabilities} if combines_exits(session) else inputs
+    return {**inputs, "previous_sum": log_probabilities} if combines_exits(graph) else inputs
 
 
-def combines_exits(session: Graph) -> bool:
+def combines_exits(graph: RunnableGraph) -> bool:
     """Whether a query graph is of a cascade whose exits are combined."""
-    return any(given.name == "previous_sum" for given in session.get_inputs())
+    return "previous_sum" in graph.inputs
+
+
+def _calibrated_precision(config: dict[str, Any], made_for: str) -> str | None:
+    """What the thresholds of a config were chosen in; None where no calibration chose them. Calibrations that do not
+    tell are of exports that were made for one precision."""
+    calibration = config.get("calibration")
+    if not isinstance(calibration, dict) or config.get("exit_thresholds") is None:
+        return None
+    details = calibration.get("made_for")
+    dtype = details.get("dtype") if isinstance(details, dict) else None
+    return dtype if isinstance(dtype, str) else made_for
 
 
 def _labels_of(logits: np.ndarray) -> np.ndarray:
@@ -821,6 +931,43 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _sizes(port: Any) -> list[Any]:
+    """Sizes of an input or output of OpenVINO's."""
+    return [size.get_length() if size.is_static else None for size in port.get_partial_shape()]
+
+
+def _onnx_runtime(
+    providers: str | Sequence[Any] | None, threads: int, options: onnxruntime.SessionOptions | None
+) -> Callable[[Path], RunnableGraph]:
+    """What opens graphs in ONNX Runtime, for sessions that take turns.
+
+    Raises:
+        ValueError: where a provider is not installed.
+    """
+    import onnxruntime
+
+    if providers is None:
+        providers = ["CPUExecutionProvider"]
+    providers = [providers] if isinstance(providers, str) else list(providers)
+    installed = onnxruntime.get_available_providers()
+    for provider in providers:
+        name = provider if isinstance(provider, str) else provider[0]
+        if name not in installed:
+            raise ValueError(f"provider {name} is not installed; these are: {', '.join(installed)}.")
+    _share_one_allocator()
+    options = options or onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # waiting sessions must neither hold memory of their own nor keep a core busy
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return lambda file: OnnxRuntimeGraph(file, options, providers)
+
+
+def _openvino(precision: str | None, threads: int) -> Callable[[Path], RunnableGraph]:
+    """What opens graphs in OpenVINO."""
+    return lambda file: OpenVINOGraph(file, precision, threads)
+
+
 _allocator_is_shared = False
 
 
@@ -857,7 +1004,7 @@ def main(arguments: list[str]) -> None:
             probabilities /= probabilities.sum()
             label = int(probabilities.argmax())
             print(f"{file}\t{cascade.labels[label]}\t{probabilities[label]:.3f}\texit {output.exit_layer[0]}")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"cascade_mevit.py: error: {error}")
 
 

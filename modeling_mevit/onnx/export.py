@@ -29,7 +29,7 @@ from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTForImageClassification
 from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
-from .graphs import Graph, GraphFile, build_graph, cascade_files, cascade_stages, exit_file
+from .graphs import Graph, GraphFile, build_graph, cascade_description, cascade_files, exit_file
 from .page import WebPage, keep_float32
 from .quantize import PrecisionReport, Quantization, lower_precision
 from .triton import write_repository
@@ -129,8 +129,14 @@ def export(
     output, image_processor = Path(output).resolve(), on_pillow(image_processor)
     if page and not cascade:
         raise ValueError("a page runs the cascade; export that too.")
+    if page and quantization and quantization.precision == "bfloat16":
+        raise ValueError("a page runs in a browser, which does not compute in bfloat16; leave the page out.")
     if triton and not cascade:
         raise ValueError("Triton's model repository serves the cascade; export that too.")
+    if triton and quantization and quantization.precision == "bfloat16":
+        raise ValueError(
+            "Triton's model repository runs in ONNX Runtime, which does not compute in bfloat16; leave it out."
+        )
     config = copy.deepcopy(model.config)
     if exits is None:
         exits = config.exit_layers[-1:] if cascade else config.exit_layers
@@ -149,6 +155,13 @@ def export(
                 raise ValueError(
                     "the thresholds were set by hand, and scores move in a lower precision; calibrate the model, or "
                     "export it without early exit."
+                )
+            chosen_in = ((config.calibration or {}).get("made_for") or {}).get("dtype", "float32")
+            if not quantization and chosen_in != "float32":
+                raise ValueError(
+                    f"the thresholds were chosen in {chosen_in}, and this export is in float32, where scores are "
+                    f"others; export with a lower precision, for which they are chosen anew, calibrate in float32, or "
+                    f"export without early exit."
                 )
         if quantization and config.calibration:
             target = CalibrationTarget.from_dict(config.calibration["target"])
@@ -171,15 +184,19 @@ def export(
         if cascade:
             shutil.copy(cascade_mevit.__file__, directory)
             shutil.copy(monitoring.__file__, directory / "monitoring_mevit.py")
-            stages, options = cascade_stages(config), _frugal_options()
-            runtime = cascade_mevit.Cascade(directory, config=config.to_dict(), stages=stages, options=options)
+            uncalibrated = {**config.to_dict(), "calibration": None}  # its thresholds are not used here
+            opened: dict[str, Any] = {"config": uncalibrated, "description": cascade_description(config)}
+            runtime = cascade_mevit.Cascade(directory, options=_frugal_options(), **opened)
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
+            if quantization and quantization.precision == "bfloat16":  # whose own differences hide others
+                by_openvino = cascade_mevit.Cascade(directory, backend="openvino", precision="float32", **opened)
+                compare_cascade(model, by_openvino)
         if quantization and page:
             kept = keep_float32(directory, [file.name for file in files if file.kind != "exit"])
             image_processor.save_pretrained(kept)
             config.save_pretrained(kept)
-            _write_json(kept / "cascade.json", cascade_description(config, None))
+            _write_json(kept / "cascade.json", cascade_description(config))
         if quantization:
             report = lower_precision(directory, files, config, quantization)
             _write_json(directory / "precision.json", report.to_dict())
@@ -187,12 +204,12 @@ def export(
         # the last ones, since without them nothing loads
         config.save_pretrained(directory)
         if cascade:
-            _write_json(directory / "cascade.json", cascade_description(config, quantization))
+            lowered = (quantization.precision, quantization.target) if quantization else ()
+            _write_json(directory / "cascade.json", cascade_description(config, *lowered))
         if page:
             page.write(directory)
         if triton:
-            providers = ("CPUExecutionProvider",)
-            write_repository(directory, cascade_mevit.OnnxRuntime(directory, providers, 0, _frugal_options()))
+            write_repository(directory)
     return Export(output, {file.name: (output / file.name).stat().st_size for file in files}, report)
 
 
@@ -238,12 +255,12 @@ def compare_graph(graph: Graph, file: Path) -> None:
     Raises:
         ExportError: where they differ by more than 1e-4, or the file does not run.
     """
-    session = onnxruntime.InferenceSession(file, _frugal_options(), providers=["CPUExecutionProvider"])
+    opened = cascade_mevit.OnnxRuntimeGraph(file, _frugal_options())
     for batch, queries in zip(COMPARED_BATCHES, (1, graph.num_queries), strict=True):
         inputs = graph.noise(batch, queries)
         expected = graph.module(**inputs)
         try:
-            given = cascade_mevit.run(session, {name: value.numpy() for name, value in inputs.items()})
+            given = cascade_mevit.run(opened, {name: value.numpy() for name, value in inputs.items()})
         except ValueError as error:
             raise ExportError(f"{file.name} does not run on {_sizes(inputs)}: {error}") from error
         if list(given) != list(expected):
@@ -258,15 +275,6 @@ def compare_graph(graph: Graph, file: Path) -> None:
                     f"{name} of {file.name} differs from PyTorch's by {difference:.2e} on {_sizes(inputs)}; "
                     f"allowed is {TOLERANCE}."
                 )
-
-
-def cascade_description(config: MEViTConfig, quantization: Quantization | None) -> dict[str, Any]:
-    """What `cascade.json` holds: the graphs. The runtime finds the rest in the model's and the processor's config."""
-    return {
-        "precision": quantization.precision if quantization else "float32",
-        "target": quantization.target if quantization else None,
-        "stages": cascade_stages(config),
-    }
 
 
 def check_preprocessing(image_processor: BaseImageProcessor, config: MEViTConfig) -> None:

@@ -70,6 +70,17 @@ def cascade_stages(config: MEViTConfig) -> list[dict[str, Any]]:
     return stages
 
 
+def cascade_description(config: MEViTConfig, precision: str = "float32", target: str | None = None) -> dict[str, Any]:
+    """What `cascade.json` holds: the graphs. The runtime finds the rest in the model's and the processor's config.
+
+    Args:
+        config: of the model.
+        precision: that the export is made for.
+        target: processor that int8 files are made for.
+    """
+    return {"precision": precision, "target": target, "stages": cascade_stages(config)}
+
+
 @dataclass(frozen=True)
 class Graph:
     """Something to export.

@@ -3,10 +3,11 @@
 """Exported graphs in lower precision, thresholds that fit their scores, and what it costs in accuracy.
 
 float16 takes everything but the exits' heads, which stay in float32: norms of exits that were standardised have large
-weights, whose products do not fit. int8 multiplies weights and activations of MatMul and Gemm as integers and leaves
-the exits' heads, the attention's own products and everything else in float32. Activation ranges come from training
-images, or with int8-dynamic from the batch at hand, so that a result then depends on the images beside it. Thresholds
-are chosen anew on calibration images, since scores move.
+weights, whose products do not fit. int8 multiplies weights and activations of MatMul and Gemm as integers; their
+products, the exits' heads, the attention's own products and everything else stay in float32. Activation ranges come
+from training images, or with int8-dynamic from the batch at hand, so that a result then depends on the images beside
+it. bfloat16 is float32 files that OpenVINO runs in it. Thresholds are chosen anew on calibration images, since scores
+move.
 """
 
 import copy
@@ -20,7 +21,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir
-import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch.utils.data import Dataset
@@ -30,13 +30,25 @@ from ..configuration_mevit import MEViTConfig
 from ..early_exit.calibration import CalibrationResult, calibrate, disable_early_exit
 from ..early_exit.calibration_target import CalibrationTarget
 from ..early_exit.predictions import batches, check_labels
-from .cascade_mevit import CLS, PATCHES, Cascade, query_inputs, run, run_stage, stage_inputs
-from .graphs import GraphFile, cascade_stages
+from .cascade_mevit import (
+    CLS,
+    PATCHES,
+    Cascade,
+    OnnxRuntimeGraph,
+    OpenVINOGraph,
+    RunnableGraph,
+    query_inputs,
+    run,
+    run_stage,
+    stage_inputs,
+)
+from .graphs import GraphFile, cascade_description
 from .runtime import MEViTCascade
 from .writer import write_model
 
 
-PRECISIONS = ("float16", "int8", "int8-dynamic")
+PRECISIONS = ("float16", "bfloat16", "int8", "int8-dynamic")
+WITHOUT_TARGET = ("float16", "bfloat16")
 NUM_TRAINING_IMAGES = 128  # for activation ranges, drawn at random
 HEADS = ("classifier.", "uncertainty.")  # in the names of weights that stay in float32
 QUANTIZED = ("MatMul", "Gemm")
@@ -77,8 +89,9 @@ class Quantization:
             one run too, but slower or less accurately.
 
     Raises:
-        ValueError: where the precision or the target is unknown, a target is given for float16, or int8 has no
-            training images.
+        ImportError: where bfloat16 is asked for and OpenVINO is not installed.
+        ValueError: where the precision or the target is unknown, a target is given for float16 or bfloat16, int8 has
+            no training images, or this machine's processor does not compute in bfloat16.
     """
 
     precision: str
@@ -89,11 +102,14 @@ class Quantization:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}, got {self.precision!r}.")
-        if self.precision == "float16":
+        if self.precision in WITHOUT_TARGET:
             if self.target is not None:
                 raise ValueError(
-                    f"target must be left out with float16, which is the same everywhere, got {self.target!r}."
+                    f"target must be left out with {self.precision}, whose files are the same everywhere, got "
+                    f"{self.target!r}."
                 )
+            if self.precision == "bfloat16":
+                _check_bfloat16()
             return
         if self.target is None:
             object.__setattr__(self, "target", host_target())
@@ -109,7 +125,7 @@ class PrecisionReport:
 
     Args:
         precision: of the files.
-        target: the processor they are for; None for float16.
+        target: the processor that int8 files are for; None of others.
         num_samples: calibration images.
         accuracy: name of each file that takes an image to logits → accuracy before, in float32, and after, on these
             images.
@@ -167,12 +183,12 @@ def lower_precision(
     dataset = quantization.calibration
     check_labels(dataset, "a lower precision")
     classifiers = [file.name for file in files if file.kind == "exit"]
-    before = accuracies(directory, classifiers, dataset)
+    before = accuracies({name: OnnxRuntimeGraph(directory / name) for name in classifiers}, dataset)
     convert(directory, files, config, quantization)
-    after = accuracies(directory, classifiers, dataset)
+    after = accuracies({name: _open(directory / name, quantization.precision) for name in classifiers}, dataset)
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
-        cascade = MEViTCascade(_unfinished_cascade(directory, config), config)
+        cascade = MEViTCascade(_unfinished_cascade(directory, config, quantization.precision), config)
         target = CalibrationTarget.from_dict(config.calibration["target"])
         alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
         result = calibrate(cascade, dataset, target, batch_size=alone)
@@ -189,7 +205,8 @@ def lower_precision(
 
 
 def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, quantization: Quantization) -> None:
-    """Rewrites every graph of an export in another precision. Inputs and outputs stay float32.
+    """Rewrites every graph of an export in another precision. Inputs and outputs stay float32. For bfloat16 nothing is
+    written: OpenVINO computes in it with the same files.
 
     Args:
         directory: of a float32 export.
@@ -197,9 +214,14 @@ def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, qu
         config: of the model.
         quantization: precision and target, and training images for int8.
     """
+    if quantization.precision == "bfloat16":
+        return
     names = [file.name for file in files]
     precision, target = quantization.precision, quantization.target
-    fed = _feeds(directory, files, config, quantization) if precision == "int8" else ((name, None) for name in names)
+    fed: Iterable[tuple[str, list[dict[str, np.ndarray]] | None]] = ((name, None) for name in names)
+    if precision == "int8":
+        assert quantization.training is not None  # which `Quantization` asks for
+        fed = training_feeds(directory, files, config, quantization.training)
     # the cascade runs in float32 until all of it is converted
     with tempfile.TemporaryDirectory(dir=directory) as converted:
         for name, feeds in tqdm(fed, precision, len(names), unit="graph"):
@@ -212,15 +234,12 @@ def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, qu
             Path(converted, name).replace(directory / name)
 
 
-def accuracies(directory: Path, names: Sequence[str], dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
-    """Accuracy of graphs that take images to logits: file name → share of images."""
-    sessions = {
-        name: onnxruntime.InferenceSession(directory / name, providers=["CPUExecutionProvider"]) for name in names
-    }
-    correct = dict.fromkeys(names, 0)
+def accuracies(graphs: dict[str, RunnableGraph], dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
+    """Accuracy of graphs that take images to logits: name → share of images."""
+    correct = dict.fromkeys(graphs, 0)
     for batch in batches(dataset, batch_size, 0, "accuracy"):
-        for name, session in sessions.items():
-            logits = run(session, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
+        for name, graph in graphs.items():
+            logits = run(graph, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
             correct[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
     return {name: count / len(dataset) for name, count in correct.items()}  # type: ignore[arg-type]
 
@@ -300,27 +319,38 @@ def _to_int8(
     source: Path, destination: Path, settings: TargetSettings, feeds: Iterable[dict[str, np.ndarray]] | None
 ) -> None:
     """Writes a graph in int8, with activation ranges from what it is fed, or dynamic ones where nothing is given."""
-    arguments = {
+    if feeds is None:
+        quantize_dynamic(source, destination, **_int8_arguments(source, settings))
+    else:
+        quantize_static(source, destination, Feeds(feeds), **static_int8_arguments(source, settings))
+
+
+def static_int8_arguments(source: Path, settings: TargetSettings) -> dict[str, Any]:
+    """How `quantize_static` makes int8 files.
+
+    Ranges are the smallest and the largest value: a few tokens have activations many times larger than all others,
+    which these ViTs need; percentiles cut them off. Products are not rounded to 8 bits, which would cost accuracy and,
+    since ONNX Runtime then has to make floats of them again for what comes next, time.
+    """
+    return {
+        **_int8_arguments(source, settings),
+        "quant_format": QuantFormat.QDQ,
+        "activation_type": settings.activation_type,
+        "extra_options": {"OpTypesToExcludeOutputQuantization": list(QUANTIZED)},
+    }
+
+
+def _int8_arguments(source: Path, settings: TargetSettings) -> dict[str, Any]:
+    return {
         "op_types_to_quantize": list(QUANTIZED),
         "nodes_to_exclude": _nodes_in_float(onnx.load(source)),
         "per_channel": True,
         "reduce_range": settings.reduce_range,
         "weight_type": QuantType.QInt8,
     }
-    if feeds is None:
-        quantize_dynamic(source, destination, **arguments)
-        return
-    quantize_static(
-        source,
-        destination,
-        _Feeds(feeds),
-        quant_format=QuantFormat.QDQ,
-        activation_type=settings.activation_type,
-        **arguments,
-    )
 
 
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
+class Feeds(CalibrationDataReader):  # type: ignore[misc]
     """Inputs of a graph, one after another, as ONNX Runtime asks for them."""
 
     def __init__(self, feeds: Iterable[dict[str, np.ndarray]]):
@@ -330,17 +360,16 @@ class _Feeds(CalibrationDataReader):  # type: ignore[misc]
         return next(self._feeds, None)
 
 
-def _feeds(
-    directory: Path, files: Sequence[GraphFile], config: MEViTConfig, quantization: Quantization
+def training_feeds(
+    directory: Path, files: Sequence[GraphFile], config: MEViTConfig, training: Dataset
 ) -> Iterator[tuple[str, list[dict[str, np.ndarray]]]]:
     """Each graph's file name, with what it is fed while training images run through the export one by one.
 
     All images pass one stage before any passes the next, so that each graph runs on each image once, and what is held
     is what one stage makes of them.
     """
-    training = quantization.training
     drawn = np.random.default_rng(0).permutation(len(training))[:NUM_TRAINING_IMAGES]  # type: ignore[arg-type]
-    images = [training[int(index)]["pixel_values"][None].numpy() for index in drawn]  # type: ignore[index]
+    images = [training[int(index)]["pixel_values"][None].numpy() for index in drawn]
     for file in files:
         if file.kind == "exit":
             yield file.name, [{"pixel_values": image} for image in images]
@@ -362,8 +391,26 @@ def _feeds(
         states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
 
 
-def _unfinished_cascade(directory: Path, config: MEViTConfig) -> Cascade:
-    return Cascade(directory, config=config.to_dict(), stages=cascade_stages(config))
+def _unfinished_cascade(directory: Path, config: MEViTConfig, precision: str = "float32") -> Cascade:
+    uncalibrated = {**config.to_dict(), "calibration": None}  # its thresholds are not used here
+    return Cascade(directory, config=uncalibrated, description=cascade_description(config, precision))
+
+
+def _open(file: Path, precision: str) -> RunnableGraph:
+    """A graph of an export that was made for a precision."""
+    return OpenVINOGraph(file, precision) if precision == "bfloat16" else OnnxRuntimeGraph(file)
+
+
+def _check_bfloat16() -> None:
+    """Raises a `ValueError` where OpenVINO does not compute in bfloat16 here."""
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if "BF16" not in able:
+        raise ValueError(
+            f"precision 'bfloat16' needs a processor that computes in it (AVX-512 BF16, AMX or ARM), got one of "
+            f"{', '.join(able)}."
+        )
 
 
 def _nodes_in_float(model: onnx.ModelProto) -> list[str]:

@@ -2,20 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exported cascade for programs that have torch: it takes and returns what the PyTorch model does."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..configuration_mevit import MEViTConfig
+from .._extras import extras_named
+from ..configuration_mevit import MEViTConfig, certificate_is_gone, is_certified, precision_mismatch
 from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTOutput
-from .cascade_mevit import Cascade, Monitor
+from .cascade_mevit import Cascade, Monitor, RunnableGraph, run
 
 
 class MEViTCascade:
@@ -28,7 +29,7 @@ class MEViTCascade:
         config: of the model that was exported.
     """
 
-    device = torch.device("cpu")  # of what it takes and returns, whatever ONNX Runtime runs on
+    device = torch.device("cpu")  # of what it takes and returns, whatever the graphs run on
 
     def __init__(self, cascade: Cascade, config: MEViTConfig):
         self.cascade = cascade
@@ -38,22 +39,21 @@ class MEViTCascade:
     def from_pretrained(
         cls,
         directory: str | Path,
-        providers: str | Sequence[Any] = ("CPUExecutionProvider",),
+        providers: str | Sequence[Any] | None = None,
         threads: int = 0,
+        *,
         monitor: Monitor | None = None,
+        backend: str | None = None,
+        precision: str | None = None,
     ) -> "MEViTCascade":
-        """Opens the directory that `mevit export --cascade` wrote.
-
-        Args:
-            directory: of the export.
-            providers: ONNX Runtime's execution providers, in order of preference.
-            threads: of one operator; ONNX Runtime's choice by default.
-            monitor: of the promise, a [`PromiseMonitor`], which audits every call with early exit.
+        """Opens the directory that `mevit export --cascade` wrote. All arguments are those of [`Cascade`].
 
         Raises:
+            MissingExtraError: where the backend is not installed.
             ValueError: what [`Cascade`] raises.
         """
-        cascade = Cascade(directory, providers, threads, monitor=monitor)
+        with extras_named("an export"):
+            cascade = Cascade(directory, providers, threads, monitor=monitor, backend=backend, precision=precision)
         return cls(cascade, MEViTConfig.from_pretrained(directory))
 
     def __call__(
@@ -106,6 +106,35 @@ class MEViTCascade:
             exit_uncertainty=exit_scores if exported == "uncertainty" else None,
         )
 
+    @property
+    def precision(self) -> str:
+        """What it computes in, such as `"int8"`; thresholds fit scores of that precision alone."""
+        return self.cascade.precision
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What calibration certified, as [`MEViTForImageClassification.certificate`] tells it.
+
+        None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
+        exits or the precision are not those of the calibration.
+        """
+        calibration = self.config.calibration
+        if calibration is None or not is_certified(calibration):
+            return None
+        differing = self.config.calibration_mismatches()
+        expected = (calibration.get("made_for") or {}).get("dtype")
+        if expected != self.precision:
+            differing.append(precision_mismatch(self.precision, expected))
+        if differing:
+            warnings.warn(certificate_is_gone(differing), stacklevel=2)
+            return None
+        return dict(calibration["target"])
+
+    def made_for(self) -> dict[str, Any]:
+        """What a calibration of this cascade holds for, as [`MEViTForImageClassification.made_for`] tells it, but for
+        the weights, which are in its graphs."""
+        return {**self.config.made_for(), "dtype": self.precision}
+
     def to_vit(self) -> "SingleGraph":
         """`model.onnx`, the plain ViT of the export: the last exit alone, in the same precision.
 
@@ -124,13 +153,13 @@ class SingleGraph:
 
     device = MEViTCascade.device
 
-    def __init__(self, session: onnxruntime.InferenceSession):
-        self.session = session
+    def __init__(self, graph: RunnableGraph):
+        self.graph = graph
 
     def __call__(self, pixel_values: Tensor | np.ndarray) -> ImageClassifierOutput:
         """Images (B, C, H, W) → `logits` (B, L)."""
-        (logits,) = self.session.run(["logits"], {"pixel_values": _as_array(pixel_values)})
-        return ImageClassifierOutput(logits=torch.from_numpy(logits))  # type: ignore[arg-type]
+        logits = torch.from_numpy(run(self.graph, {"pixel_values": _as_array(pixel_values)})["logits"])
+        return ImageClassifierOutput(logits=logits)  # type: ignore[arg-type]
 
 
 def _as_array(pixel_values: Tensor | np.ndarray) -> np.ndarray:

@@ -8,11 +8,12 @@ The latter is triton_model.py, with cascade_mevit.py, which says how images go f
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import onnx
+from onnx import TensorProto
 
 from . import cascade_mevit
 from .cascade_mevit import read_labels, read_stages
@@ -22,33 +23,36 @@ REPOSITORY = "triton"  # folder of the export
 NAME = "mevit"  # of the model that clients call; those of the graphs are called mevit_stage_6 and so on
 MAX_BATCH = 64  # images that a model takes at once, of one request or of several
 SETTINGS = ("config.json", "preprocessor_config.json", "cascade.json")
-TYPES = {"tensor(float)": "TYPE_FP32", "tensor(int64)": "TYPE_INT64"}  # of ONNX Runtime, as Triton calls them
+TYPES: dict[int, str] = {TensorProto.FLOAT: "TYPE_FP32", TensorProto.INT64: "TYPE_INT64"}  # as Triton calls them
 
 
-def write_repository(directory: Path, open_graph: Callable[[str], onnxruntime.InferenceSession]) -> None:
+def write_repository(directory: Path) -> None:
     """Writes the model repository of an exported cascade into a folder of the export.
 
     Graphs take no further room where the file system has links: a file of the export has a second name there.
 
     Args:
         directory: of the export, which has everything else already.
-        open_graph: opens a graph by the name of its file.
     """
     repository, graphs = directory / REPOSITORY, {}
     for stage in read_stages(directory):
         for file in (stage["stage"], stage["query"]):
-            session = open_graph(file)
-            inputs, outputs = ([_value(one) for one in of] for of in (session.get_inputs(), session.get_outputs()))
-            del session  # before the next one takes memory
-            graphs[file] = {"inputs": [value[:2] for value in inputs], "outputs": [value[:2] for value in outputs]}
+            graph = onnx.load(directory / file).graph
+            inputs, outputs = ([_value(one) for one in ports] for ports in (graph.input, graph.output))
+            del graph  # before the next one takes memory
+            graphs[file] = {
+                ports: {name: shape for name, shape, _ in values}
+                for ports, values in (("inputs", inputs), ("outputs", outputs))
+            }
             config = _config("onnxruntime", inputs, outputs)
             _link(directory / file, _model(repository, f"{NAME}_{Path(file).stem}", config) / "model.onnx")
     settings = json.loads((directory / "config.json").read_text("utf-8"))
     first = read_stages(directory)[0]["stage"]
-    pixel_values = (*graphs[first]["inputs"][0], "tensor(float)")
+    ((name, shape),) = graphs[first]["inputs"].items()
+    pixel_values = (name, shape, TensorProto.FLOAT)
     answers = [
-        ("logits", [None, len(read_labels(settings))], "tensor(float)"),
-        ("exit_layer", [None, 1], "tensor(int64)"),
+        ("logits", [None, len(read_labels(settings))], TensorProto.FLOAT),
+        ("exit_layer", [None, 1], TensorProto.INT64),
     ]
     version = _model(repository, NAME, _config("python", [pixel_values], answers))
     (version / "graphs.json").write_text(json.dumps(graphs, indent=2) + "\n", encoding="utf-8")
@@ -58,9 +62,11 @@ def write_repository(directory: Path, open_graph: Callable[[str], onnxruntime.In
         shutil.copy(directory / name, version)
 
 
-def _value(described: Any) -> tuple[str, list[int | None], str]:
+def _value(described: onnx.ValueInfoProto) -> tuple[str, list[int | None], int]:
     """Name, shape and type of an input or output; None where a dimension may vary."""
-    return described.name, [size if isinstance(size, int) else None for size in described.shape], described.type
+    tensor = described.type.tensor_type
+    shape = [size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim]
+    return described.name, shape, tensor.elem_type
 
 
 def _model(repository: Path, name: str, config: str) -> Path:
@@ -72,7 +78,7 @@ def _model(repository: Path, name: str, config: str) -> Path:
 
 
 def _config(
-    backend: str, inputs: Iterable[tuple[str, Sequence[Any], str]], outputs: Iterable[tuple[str, Sequence[Any], str]]
+    backend: str, inputs: Iterable[tuple[str, Sequence[Any], int]], outputs: Iterable[tuple[str, Sequence[Any], int]]
 ) -> str:
     """A config.pbtxt. A model's name is that of its folder."""
     return "\n".join(
@@ -87,7 +93,7 @@ def _config(
     )
 
 
-def _tensor(name: str, shape: Sequence[Any], kind: str) -> str:
+def _tensor(name: str, shape: Sequence[Any], kind: int) -> str:
     """What a config says of an input or output, whose first dimension is the batch."""
     sizes = [-1 if size is None else size for size in shape[1:]]
     # a dimension of 1 stands for none, which Triton does not know

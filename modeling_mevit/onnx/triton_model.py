@@ -10,7 +10,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -20,18 +20,11 @@ DIRECTORY = Path(__file__).resolve().parent
 if str(DIRECTORY) not in sys.path:
     sys.path.append(str(DIRECTORY))
 
-from cascade_mevit import Cascade  # noqa: E402
+from cascade_mevit import Cascade, RunnableGraph  # noqa: E402
 
 
-class Value(NamedTuple):
-    """An input or output of a graph."""
-
-    name: str
-    shape: list[Any]
-
-
-class StageModel:
-    """A graph that Triton serves, called like a session of ONNX Runtime.
+class StageModel(RunnableGraph):
+    """A graph that Triton serves.
 
     Args:
         name: of the model.
@@ -39,31 +32,24 @@ class StageModel:
         outputs: the same.
     """
 
-    def __init__(self, name: str, inputs: list[Any], outputs: list[Any]):
-        self.name = name
-        self._inputs, self._outputs = ([Value(*value) for value in values] for values in (inputs, outputs))
+    def __init__(self, name: str, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]):
+        self.name, self.inputs, self.outputs = name, inputs, outputs
 
-    def get_inputs(self) -> list[Value]:
-        return self._inputs
-
-    def get_outputs(self) -> list[Value]:
-        return self._outputs
-
-    def run(self, output_names: list[str], input_feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Asks Triton to run it."""
         request = pb_utils.InferenceRequest(
             model_name=self.name,
-            requested_output_names=output_names,
-            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in input_feed.items()],
+            requested_output_names=list(self.outputs),
+            inputs=[pb_utils.Tensor(name, np.ascontiguousarray(value)) for name, value in inputs.items()],
             # numpy reads what is in main memory, also where the stage runs on a GPU
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = request.exec()
         if response.has_error():
             raise ValueError(f"{self.name}: {response.error().message()}")
-        values = [pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in output_names]
-        scalars = {value.name for value in self._outputs if len(value.shape) == 1}  # of one number for each image
-        return [value[:, 0] if name in scalars else value for name, value in zip(output_names, values, strict=True)]
+        values = {name: pb_utils.get_output_tensor_by_name(response, name).as_numpy() for name in self.outputs}
+        # of one number for each image, whose shape Triton does not know
+        return {name: value[:, 0] if len(self.outputs[name]) == 1 else value for name, value in values.items()}
 
 
 class TritonPythonModel:
@@ -78,7 +64,7 @@ class TritonPythonModel:
         def open_graph(file: str) -> StageModel:
             return StageModel(f"{args['model_name']}_{Path(file).stem}", **graphs[file])
 
-        self.cascade = Cascade(DIRECTORY, stages=cascade["stages"], graphs=open_graph)
+        self.cascade = Cascade(DIRECTORY, description=cascade, graphs=open_graph)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answers all requests that Triton has batched as one batch, which shrinks from exit to exit."""

@@ -192,7 +192,8 @@ def _calibration(config: MEViTConfig, directory: Path) -> dict[str, Any] | None:
     made_for = config.calibration.get("made_for") or {}
     weights = sorted(directory.glob("model*.safetensors"))
     if weights and made_for.get("weights"):
-        found = weights_digest(_tensors(weights, getattr(torch, made_for["dtype"])))
+        dtype = made_for["dtype"].split()[0]  # of weights; "with autocast to …" may follow
+        found = weights_digest(_tensors(weights, getattr(torch, dtype)))
         return config.calibration if found == made_for["weights"] else None
     return config.calibration
 
@@ -282,6 +283,7 @@ def _is_of_other_images(evaluation: dict[str, Any], calibration: dict[str, Any])
     return (
         (measured["policy"], measured["thresholds"]) == (chosen["policy"], chosen["thresholds"])
         and evaluation.get("exit_combination", "none") == made_for.get("exit_combination", "none")
+        and evaluation.get("precision", "float32") == made_for.get("dtype", "float32")
         and not evaluation["calibration_images"]
         and not (data and data["split"] in ("train", "all"))
     )

@@ -73,8 +73,9 @@ def evaluation_tables(evaluation: dict[str, Any]) -> str:
         auroc = {str(layer): area for layer, area in quality["auroc"].items()}  # the keys are strings in JSON
         areas = [None if auroc[str(layer)] is None else f"{auroc[str(layer)]:.3f}" for layer in layers]
         policies.append((policy, f"{quality['area']:.4f}", f"{quality['oracle']:.4f}", *areas))
+    precision = evaluation.get("precision", "float32")  # which was not said before
     parts = [
-        f"{evaluation['num_samples']} images",
+        f"{evaluation['num_samples']} images{'' if precision == 'float32' else f', in {precision}'}",
         markdown_table(("exit", "accuracy", "cost"), exits),
         markdown_table(("policy", "area", "oracle", *(f"AUROC {layer}" for layer in layers)), policies),
     ]

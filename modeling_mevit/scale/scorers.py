@@ -69,7 +69,7 @@ class CascadeScorer:
     def __init__(self, directory: str, threads: int = 1, on_gpu: bool = False):
         from ..onnx.cascade_mevit import Cascade  # needs ONNX Runtime
 
-        providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if on_gpu else ("CPUExecutionProvider",)
+        providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if on_gpu else None
         self.cascade = Cascade(directory, providers, threads)
 
     def read(self, content: NamedContent) -> np.ndarray:

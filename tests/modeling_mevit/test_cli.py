@@ -8,16 +8,19 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 import modeling_mevit
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
+from modeling_mevit.checkpoint import load_model
 from modeling_mevit.early_exit.cost import static_exit_costs
 
 
@@ -68,6 +71,38 @@ def test_certifies_where_early_exits_do_no_harm(mevit, checkpoint, photos, bound
     mevit("calibrate", checkpoint, "--data", photos, "--max-accuracy-drop", "0.05")
     card = (checkpoint / "README.md").read_text()
     assert card.count("## Early exit") == 1 and "probability 90%" not in card
+
+
+def test_calibrates_in_bfloat16_and_then_runs_in_it(mevit, checkpoint, photos, tmp_path):
+    weights = (checkpoint / "model.safetensors").read_bytes()
+    target = ["--max-accuracy-drop", "0.1", "--confidence", "0.9", "--policy", "confidence"]
+    code, out = mevit("calibrate", checkpoint, "--data", photos, *target, "--dtype", "bfloat16")
+    assert code == 0 and "Certified on 80 images" in out
+    calibration = config_of(checkpoint)["calibration"]
+    assert calibration["made_for"]["dtype"] == config_of(checkpoint)["dtype"] == "bfloat16"
+    assert (checkpoint / "model.safetensors").read_bytes() == weights  # all that float32 holds
+    assert "This holds for these weights in bfloat16." in (checkpoint / "README.md").read_text()
+    file = photos / "test" / "teal" / "0.png"
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        model = load_model(str(checkpoint), "cpu")
+        assert model.dtype == torch.bfloat16 and model.certificate == calibration["target"]
+        code, out = mevit("evaluate", checkpoint, "--data", photos)
+        assert code == 0 and " images, in bfloat16" in out
+        assert mevit("predict", checkpoint, file)[0] == 0
+    evaluated = json.loads((checkpoint / "evaluation.json").read_text())
+    assert evaluated["precision"] == "bfloat16"
+    assert evaluated["early_exit"]["operating_point"]["thresholds"] == calibration["operating_point"]["thresholds"]
+    assert "## Early exit, measured" in (checkpoint / "README.md").read_text()
+
+    told = "certificate of early exit is gone: the precision is float32, not bfloat16"
+    with pytest.warns(UserWarning, match=told):
+        assert mevit("predict", checkpoint, file, "--dtype", "float32")[0] == 0
+    with pytest.warns(UserWarning, match=told):
+        mevit("evaluate", checkpoint, "--data", photos, "--dtype", "float32", "--output", tmp_path / "in_float32")
+    assert json.loads((tmp_path / "in_float32" / "evaluation.json").read_text())["precision"] == "float32"
+    mevit("calibrate", checkpoint, "--data", photos, *target, "--dtype", "bfloat16", "--output", tmp_path / "half")
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.6 * len(weights)
+    assert load_model(str(tmp_path / "half"), "cpu").certificate == calibration["target"]
 
 
 @pytest.fixture

@@ -63,6 +63,45 @@ def test_compaction_equals_the_reference_and_one_by_one(images, attention, polic
     torch.testing.assert_close(outputs.exit_score, scores, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+@pytest.mark.parametrize("policy", EXIT_POLICIES)
+@pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
+@torch.no_grad()
+def test_bfloat16_equals_the_reference_and_one_by_one(images, policy, combination, autocast):
+    """But for samples so near a threshold, or with two labels so near each other, that rounding decides."""
+    model = tiny_model(seed=1, exit_policy=policy, exit_combination=combination)
+    if not autocast:
+        model.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        thresholds = [1 - 1.5 / 3] * 2 if policy == "patience" else thirds_as_thresholds(model, images)
+        every_exit = model(images, early_exit=False)
+        logits, exit_layer = reference(model, images, thresholds)
+        outputs = model(images, early_exit=True, exit_thresholds=thresholds)
+        one_by_one = [model(image[None], early_exit=True, exit_thresholds=thresholds) for image in images]
+    assert every_exit.exit_logits.dtype == torch.bfloat16
+    assert outputs.logits.dtype == (torch.bfloat16 if combination == "none" else torch.float32)
+    assert every_exit.exit_scores.dtype == every_exit.exit_uncertainty.dtype == torch.float32
+
+    best, second = combine_exits(combination, every_exit.exit_logits).float().topk(2).values.unbind(-1)
+    distances = (every_exit.exit_scores[:, :-1] - torch.tensor(thresholds)).abs()
+    is_sure = ((best - second) > 0.05).all(1) & (distances > 0.01).all(1)
+    assert is_sure.sum() >= 12 and len(exit_layer[is_sure].unique()) >= 2
+    alone = torch.cat([one.logits for one in one_by_one]), torch.cat([one.exit_layer for one in one_by_one])
+    for expected_logits, expected_layer in ((logits, exit_layer), alone):
+        assert outputs.exit_layer[is_sure].tolist() == expected_layer[is_sure].tolist()
+        torch.testing.assert_close(outputs.logits[is_sure], expected_logits[is_sure], atol=0.05, rtol=0.02)
+
+
+@torch.no_grad()
+def test_scores_in_bfloat16_are_as_fine_as_in_float32():
+    """Also the predictor's, of images that are all sure."""
+    model = tiny_model(uncertainty_input="probabilities").bfloat16()
+    logits = torch.linspace(4, 8, 64)[:, None] * torch.tensor([1.0, 0, 0, 0, 0])
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            assert len(model.uncertainty(logits[:, None]).unique()) == 64
+
+
 @pytest.mark.parametrize(("patience", "exits"), [(1, {2}), (2, {3, 4}), (3, {4})])
 @torch.no_grad()
 def test_patience_leaves_after_so_many_exits_that_agree(images, patience, exits):

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 import json
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from modeling_mevit import MEViTConfig, MEViTForImageClassification
 from modeling_mevit.configuration_mevit import promise_digest
@@ -317,12 +318,13 @@ def test_a_loaded_predictor_is_as_it_was_saved(tmp_path):
 CERTIFIED = {"max_accuracy_drop": 0.01, "confidence": 0.95, "bound": "harm"}
 
 
-def certified_model(target: dict = CERTIFIED) -> MEViTForImageClassification:
+def certified_model(target: dict = CERTIFIED, dtype: torch.dtype = torch.float32) -> MEViTForImageClassification:
     """A model with a certificate, and weights that are the same in every version of torch."""
     model = MEViTForImageClassification(MEViTConfig(**TINY, exit_policy="margin", exit_thresholds=0.5)).eval()
     with torch.no_grad():
         for number, (_, parameter) in enumerate(sorted(weights_on_disk(model).items())):
             parameter.copy_(torch.arange(parameter.numel()).view(parameter.shape) % 7 * 0.0625 - number * 0.015625)
+    model.to(dtype)
     model.config.early_exit = True
     model.config.calibration = {
         "target": dict(target),
@@ -428,6 +430,54 @@ def test_thresholds_that_are_none_leave_no_certificate(thresholds):
     model = certified_model()
     model.config.exit_thresholds = thresholds
     with pytest.warns(UserWarning, match="certificate of early exit is gone: exit_thresholds are"):
+        assert model.certificate is None
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (CERTIFIED, "certificate of early exit is gone: the precision is {}, not {}"),
+        ({"max_cost": 0.6}, "exit_thresholds were chosen in {1}, got {0}, in which scores are others"),
+    ],
+)
+@pytest.mark.parametrize("precisions", [("float32", "bfloat16"), ("bfloat16", "float32")])
+@torch.no_grad()
+def test_another_precision_than_that_of_the_calibration_is_told(tmp_path, pixel_values, target, message, precisions):
+    chosen, other = precisions
+    model = certified_model(target, dtype=getattr(torch, chosen))
+    model.save_pretrained(tmp_path)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        same = MEViTForImageClassification.from_pretrained(tmp_path, dtype=chosen)
+        assert same(pixel_values).exit_layer is not None
+        assert same.certificate == (target if target == CERTIFIED else None)
+    told = re.escape(message.format(other, chosen))
+    with pytest.warns(UserWarning, match=told):
+        loaded, _ = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=other, output_loading_info=True)
+    with pytest.warns(UserWarning, match=told):
+        assert loaded(pixel_values).exit_layer is not None  # it still runs
+    with pytest.warns(UserWarning, match=told), torch.inference_mode():
+        same.to(getattr(torch, other))(pixel_values)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        loaded(pixel_values, early_exit=True, exit_thresholds=0.5)  # these are nobody's promise
+        loaded(pixel_values, early_exit=False)
+
+
+@torch.no_grad()
+def test_autocast_is_a_precision_of_its_own(pixel_values):
+    model = certified_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.precision == model.made_for()["dtype"] == "float32 with autocast to bfloat16"
+        told = "the precision is float32 with autocast to bfloat16, not float32"
+        with pytest.warns(UserWarning, match=told):
+            model(pixel_values)
+        with pytest.warns(UserWarning, match=told):
+            assert model.certificate is None
+        model.config.calibration["made_for"]["dtype"] = model.precision  # as calibrating here writes it
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            model(pixel_values)
+            assert model.certificate == CERTIFIED
+    assert model.precision == "float32"
+    with pytest.warns(UserWarning, match="the precision is float32, not float32 with autocast to bfloat16"):
         assert model.certificate is None
 
 

@@ -141,7 +141,6 @@ except SystemExit as stopped:
         pytest.param("MEViTTrainer", "accelerate", "pip install 'mevit[train]'", marks=pytest.mark.slow),
         ("calibrate", "scipy", "pip install 'mevit[data]'"),
         ("export", "onnx_ir", "pip install 'mevit[onnx]'"),
-        ("MEViTCascade", "onnxruntime", "pip install 'mevit[onnx]'"),
     ],
 )
 def test_what_an_extra_brings_is_named(name, hidden, message):

@@ -2,19 +2,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory of early exit, relative to the plain ViT.
 
-    python training/benchmarks/early_exit.py [--output early_exit.json]
+    python training/benchmarks/early_exit.py [--dtype bfloat16] [--output early_exit.json]
 
 The plain ViT of Transformers and MEViT share random weights (which matter for neither measure) in one process. Each
 ratio is the median over pairs of runs taken in turn, on images of noise:
 
 - `fixed_exit`: the model cut at its earliest exit;
-- `never_taken`: early exit under thresholds that nothing is below;
+- `never_taken`: early exit under thresholds that nothing can be below, so that exits are not computed;
+- `computed_in_vain`: early exit under thresholds that no score of these images is below;
 - `spread_evenly`: early exit under thresholds that let the same number of images leave at each exit, one image
-  after another at batch 1; its ratio is given relative to its mean cost too.
+  after another at batch 1; its ratio is given relative to its mean cost too;
+- `fixed_exit_by_float32`, in another precision: the model cut at its earliest exit, by the plain ViT in float32.
 
 Memory: maximum resident set of a fresh process each, early exit spread evenly.
 """
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -32,6 +35,9 @@ from modeling_mevit.reports.environment import peak_rss_mib
 from timing import MODELS, make_model, median_ratio, peak_memory, times_in_turn
 
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 @dataclass
 class EarlyExitBenchmarkArguments:
     """What is measured."""
@@ -41,6 +47,7 @@ class EarlyExitBenchmarkArguments:
     )
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "Images at a time."})
     num_labels: int = field(default=200, metadata={"help": "Number of classes."})
+    dtype: str = field(default="float32", metadata={"help": "Precision of both, 'float32' or 'bfloat16'."})
     pairs: int = field(default=20, metadata={"help": "Timed pairs, after two that are not timed."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
     only: str | None = field(default=None, metadata={"help": "'plain' or 'early_exit': run it, print its memory."})
@@ -49,6 +56,8 @@ class EarlyExitBenchmarkArguments:
         unknown = set(self.models) - set(MODELS)
         if unknown:
             raise ValueError(f"models must be of {list(MODELS)}, got {self.models}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {list(DTYPES)}, got {self.dtype!r}")
 
 
 def noise(model: MEViTForImageClassification, images: int) -> Tensor:
@@ -81,6 +90,8 @@ def ratio_of(ours: Callable[[], object], plain: Callable[[], object], pairs: int
 def measure(name: str, batch_size: int, arguments: EarlyExitBenchmarkArguments) -> dict[str, dict[str, Any]]:
     """All ratios of one model and batch size."""
     model = make_model(name, arguments.num_labels)
+    in_float32 = None if arguments.dtype == "float32" else copy.deepcopy(model).to_vit()
+    model.to(DTYPES[arguments.dtype])
     plain, first = model.to_vit(), model.truncate(model.config.exit_layers[0])
     num_exits = len(model.config.exit_layers)
     batch = noise(model, batch_size)
@@ -90,6 +101,13 @@ def measure(name: str, batch_size: int, arguments: EarlyExitBenchmarkArguments) 
             lambda: model(batch, early_exit=True, exit_thresholds=-math.inf), lambda: plain(batch), arguments.pairs
         ),
     }
+    with torch.no_grad():
+        below_all = model(batch).exit_scores.min().item() / 2
+    results["computed_in_vain"] = ratio_of(
+        lambda: model(batch, early_exit=True, exit_thresholds=below_all), lambda: plain(batch), arguments.pairs
+    )
+    if in_float32 is not None:
+        results["fixed_exit_by_float32"] = ratio_of(lambda: first(batch), lambda: in_float32(batch), arguments.pairs)
     # at batch 1 one image for each exit, one after another
     images = noise(model, num_exits if batch_size == 1 else batch_size)
     with torch.no_grad():
@@ -111,7 +129,7 @@ def measure(name: str, batch_size: int, arguments: EarlyExitBenchmarkArguments) 
 def memory_of(kind: str, name: str, arguments: EarlyExitBenchmarkArguments) -> float:
     """Peak memory in MiB of a fresh process."""
     batch_size = str(max(arguments.batch_sizes))
-    options = ["--batch_sizes", batch_size, "--num_labels", str(arguments.num_labels)]
+    options = ["--batch_sizes", batch_size, "--num_labels", str(arguments.num_labels), "--dtype", arguments.dtype]
     return peak_memory(__file__, f"--only={kind}", f"--models={name}", *options)
 
 
@@ -120,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures and prints all ratios. Returns what the JSON holds."""
     (arguments,) = HfArgumentParser(EarlyExitBenchmarkArguments).parse_args_into_dataclasses(argv)
     if arguments.only:
-        model = make_model(arguments.models[0], arguments.num_labels)
+        model = make_model(arguments.models[0], arguments.num_labels).to(DTYPES[arguments.dtype])
         batch = noise(model, arguments.batch_sizes[0])
         plain = model.to_vit()
         # both kinds choose thresholds, image by image so that it takes no memory

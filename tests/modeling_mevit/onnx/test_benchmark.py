@@ -7,9 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from modeling_mevit.onnx import _memory_probe, benchmark
 from modeling_mevit.reports.tables import benchmark_table
+from tests.helpers.openvino import needs_openvino
 
 
 pytestmark = pytest.mark.one_major
@@ -48,6 +51,25 @@ def test_every_way_to_run_is_measured(tmp_path, calibrated_model, processor, exp
     assert benchmark_table([row.to_dict() for row in rows]).count("(1.00 ×)") >= 6  # of both plain ViTs
 
 
+@needs_openvino
+@pytest.mark.slow
+def test_each_way_runs_in_the_precision_asked_for(
+    tmp_path, calibrated_model, processor, exported, images, monkeypatch
+):
+    calibrated_model.save_pretrained(tmp_path / "model")
+    asked, load = [], _memory_probe.load
+    monkeypatch.setattr(_memory_probe, "load", lambda *given: asked.append((given[0], given[3])) or load(*given))
+    monkeypatch.setattr(benchmark, "_peak_memory", lambda *given: 1.0)
+    settings = {"backend": "openvino", "dtype": "float32"}
+    rows = benchmark.benchmark(str(tmp_path / "model"), exported, images[:1], threads=1, **settings)
+    assert {(row.library, row.precision) for row in rows} == {("PyTorch", "float32"), ("OpenVINO", "float32")}
+    assert set(asked) == {("torch", "float32"), ("openvino", "float32")} and len(asked) == len(rows) == 10
+    ways = benchmark._ways(str(tmp_path / "model"), exported, tmp_path, dtype="bfloat16")
+    assert {(way.kind, way.precision) for way in ways} == {("torch", "bfloat16"), ("onnxruntime", None)}
+    (weights,) = (tmp_path / "plain").glob("*.safetensors")
+    assert next(iter(load_file(weights).values())).dtype == torch.bfloat16
+
+
 def test_latencies_are_taken_in_turn_after_a_warm_up(monkeypatch):
     clock, seen = iter(range(1000)), []
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock) ** 2)
@@ -59,12 +81,13 @@ def test_latencies_are_taken_in_turn_after_a_warm_up(monkeypatch):
     np.testing.assert_array_equal(latencies, 1000.0 * (4 * (10 + np.arange(14)) + 1).reshape(7, 2).T)
 
 
-@pytest.mark.parametrize(("kind", "file"), [("onnx", "model.onnx"), ("cascade", "")])
+@pytest.mark.parametrize("file", ["model.onnx", ""], ids=["file", "cascade"])
+@pytest.mark.parametrize("kind", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
 def test_the_probe_measures_memory_without_torch(exported, images, tmp_path, kind, file):
     np.save(tmp_path / "image.npy", images[0])
     program = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['modeling_mevit'] = None; "
-        f"sys.argv = ['', {kind!r}, {str(exported / file)!r}, {str(tmp_path / 'image.npy')!r}, '1']; "
+        f"sys.argv = ['', {kind!r}, {str(exported / file)!r}, {str(tmp_path / 'image.npy')!r}, '1', '']; "
         f"runpy.run_path({_memory_probe.__file__!r}, run_name='__main__')"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -74,7 +97,7 @@ def test_the_probe_measures_memory_without_torch(exported, images, tmp_path, kin
 def test_the_probe_runs_the_packages_own_runtime(exported, images, tmp_path):
     copied = shutil.copytree(exported, tmp_path / "copied")
     (copied / "cascade_mevit.py").write_text("raise SystemExit('a copy was run')")
-    assert _memory_probe.load("cascade", copied, 1)(images[0]).logits.shape == (1, 5)
+    assert _memory_probe.load("onnxruntime", copied, 1)(images[0]).logits.shape == (1, 5)
 
 
 def test_files_outside_the_export_are_not_measured(tmp_path, calibrated_model, processor, exported, monkeypatch):
@@ -91,7 +114,7 @@ def test_files_outside_the_export_are_not_measured(tmp_path, calibrated_model, p
 def test_memory_is_the_median_of_fresh_processes(monkeypatch, tmp_path):
     printed = iter(("7.0", "100.0", "9.0"))
     monkeypatch.setattr(benchmark.subprocess, "run", lambda *args, **kwargs: SimpleNamespace(stdout=next(printed)))
-    way = benchmark.Way("plain ViT", "ONNX Runtime", "onnx", tmp_path)
+    way = benchmark.Way("plain ViT", "onnxruntime", tmp_path, None)
     assert benchmark._peak_memory(way, tmp_path, threads=0) == 9.0
 
 

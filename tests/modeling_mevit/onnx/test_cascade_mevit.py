@@ -37,7 +37,7 @@ def test_runs_where_neither_torch_nor_transformers_can_be_imported(exported, cal
     program = tmp_path / "without.py"
     lines = [
         "import runpy, sys",
-        "for name in ('torch', 'transformers', 'optimum', 'modeling_mevit'):",
+        "for name in ('torch', 'transformers', 'optimum', 'openvino', 'modeling_mevit'):",
         "    sys.modules[name] = None",
         f"sys.argv = ['cascade_mevit.py', {str(exported)!r}, {str(image_file)!r}]",
         f"runpy.run_path({str(exported / 'cascade_mevit.py')!r}, run_name='__main__')",

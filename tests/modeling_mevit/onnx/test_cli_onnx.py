@@ -10,6 +10,7 @@ import pytest
 from modeling_mevit.early_exit.calibration import CalibrationResult
 from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.onnx.quantize import host_target
+from tests.helpers.openvino import needs_bfloat16, needs_openvino
 
 
 pytestmark = pytest.mark.one_major
@@ -52,6 +53,34 @@ def test_int8_and_its_evaluation(mevit, calibrated, photos, tmp_path):
     for accuracy in report.values():
         assert accuracy["int8"] >= accuracy["float32"] - 0.01
     assert mevit("evaluate", tmp_path / "int8", "--data", photos)[0] == 0
+
+
+@needs_bfloat16
+def test_bfloat16_and_its_evaluation(mevit, calibrated, photos, tmp_path):
+    command = ["export", calibrated, tmp_path / "out", "--cascade", "--precision", "bfloat16", "--data", photos]
+    code, out = mevit(*command)
+    assert code == 0 and "model.onnx: accuracy" in out and " in float32, " in out and " in bfloat16" in out
+    code, out = mevit("evaluate", tmp_path / "out", "--data", photos)
+    assert code == 0 and " images, in bfloat16" in out
+    evaluated = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert evaluated["precision"] == "bfloat16" and evaluated["early_exit"]["operating_point"]["accuracy"] > 0.9
+    file = photos / "test" / "teal" / "0.png"
+    assert "teal" in mevit("predict", tmp_path / "out", file)[1]
+    with pytest.warns(UserWarning, match="were chosen in bfloat16, got float32"):
+        assert "teal" in mevit("predict", tmp_path / "out", file, "--dtype", "float32")[1]
+
+
+@needs_openvino
+def test_openvino_evaluates_an_export_in_float32(mevit, exported, photos, tmp_path):
+    openvino = ["--backend", "openvino", "--dtype", "float32"]
+    for name, options in (("by_onnxruntime", []), ("by_openvino", openvino)):
+        assert mevit("evaluate", exported, "--data", photos, *options, "--output", tmp_path / name)[0] == 0
+    by_onnxruntime, by_openvino = (
+        json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("by_onnxruntime", "by_openvino")
+    )
+    assert by_openvino["precision"] == by_onnxruntime["precision"] == "float32"
+    assert by_openvino["exits"] == by_onnxruntime["exits"]
+    assert by_openvino["early_exit"]["operating_point"] == by_onnxruntime["early_exit"]["operating_point"]
 
 
 def test_a_certificate_that_int8_cannot_keep_is_told(mevit, checkpoint, photos, tmp_path, monkeypatch):
@@ -99,5 +128,7 @@ def test_bad_input_is_named(mevit, checkpoint, exported, photos, tmp_path):
     assert "must be calibrated" in message("benchmark", checkpoint, output, "--data", photos)
     assert "--exits must be layer numbers" in message("export", checkpoint, output, "--exits", "2,x")
     assert "is for checkpoints" in message("evaluate", exported, "--data", photos, "--device", "cuda")
+    assert "precision is chosen for OpenVINO" in message("evaluate", exported, "--data", photos, "--dtype", "float32")
+    assert "is for exports" in message("evaluate", checkpoint, "--data", photos, "--backend", "openvino")
     assert "chose the thresholds" in message("evaluate", exported, "--data", photos, "--split", "validation")
     assert not output.exists()

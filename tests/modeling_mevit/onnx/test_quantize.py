@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 
@@ -26,11 +25,12 @@ from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS
 from modeling_mevit.onnx import cascade_mevit, quantize
 from modeling_mevit.onnx.graphs import build_graph, cascade_files, exit_file
-from modeling_mevit.onnx.quantize import PRECISIONS, Quantization
+from modeling_mevit.onnx.quantize import PRECISIONS, WITHOUT_TARGET, Quantization
 from modeling_mevit.onnx.writer import write_graph
 from tests.helpers.float16_graphs import assert_heads_alone_are_in_float32
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
+from tests.helpers.openvino import needs_bfloat16
 
 
 PROCESSOR = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)
@@ -75,12 +75,15 @@ def in_float32(tmp_path_factory, model) -> Path:
 
 
 @pytest.mark.parametrize("combination", EXIT_COMBINATIONS)
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(
+    "precision", [pytest.param(name, marks=needs_bfloat16 if name == "bfloat16" else ()) for name in PRECISIONS]
+)
 def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, precision, combination):
     model = calibrated(tiny_model(exit_policy="margin", exit_combination=combination))
     training, calibration = Images(model, 16, seed=2), Images(model, 60, seed=1)
     before = list(model.config.exit_thresholds)
-    quantization = Quantization(precision, calibration, training, target=None if precision == "float16" else "avx2")
+    target = None if precision in WITHOUT_TARGET else "avx2"
+    quantization = Quantization(precision, calibration, training, target=target)
     report = export(model, PROCESSOR, tmp_path / "out", exits=[4], cascade=True, quantization=quantization).report
     assert model.config.exit_thresholds == before
 
@@ -88,13 +91,14 @@ def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, precisi
     logits = cascade(calibration.pixel_values, early_exit=False).exit_logits.numpy()
     with torch.no_grad():
         expected = model(calibration.pixel_values, early_exit=False).exit_logits.numpy()
-    assert 0 < np.abs(logits - expected).max() < (0.05 if precision == "float16" else 1.5)
+    assert 0 < np.abs(logits - expected).max() < {"float16": 0.05, "bfloat16": 0.2}.get(precision, 1.5)
     assert (logits.argmax(-1) == expected.argmax(-1)).mean() > 0.85
 
     config = MEViTConfig.from_pretrained(tmp_path / "out")
     found = config.calibration
     assert config.early_exit and found["target"] == {"max_accuracy_drop": 0.05}
     assert found["made_for"]["exit_combination"] == config.exit_combination == combination
+    assert found["made_for"]["dtype"] == cascade.precision == precision
     assert found["data"].items() >= calibration.describe().items()
     # int8-dynamic is calibrated image by image, since its results depend on the batch
     predictions = predict_exits(cascade, calibration, batch_size=1 if precision == "int8-dynamic" else 32)
@@ -109,7 +113,6 @@ def test_lower_precision_predicts_alike_and_is_calibrated_anew(tmp_path, precisi
     last = cascade(calibration.pixel_values, early_exit=False).logits.argmax(-1).numpy()
     assert accuracy[precision] == pytest.approx((last == calibration.labels).mean(), abs=0.1)
     described = json.loads((tmp_path / "out" / "cascade.json").read_text())
-    target = None if precision == "float16" else "avx2"
     assert (described["precision"], described["target"]) == (precision, target)
     assert (written["precision"], written["target"], written["num_samples"]) == (precision, target, 60)
 
@@ -189,10 +192,13 @@ def test_heads_and_products_of_activations_stay_in_float(in_float32, model, tmp_
         before = onnx.load(in_float32 / file.name).graph
         weights = {initializer.name for initializer in before.initializer}
         given_to = {node.name: " ".join(node.input) for node in before.node}
-        nodes = {node.name: node for node in onnx.load(directory / file.name).graph.node}
+        after = onnx.load(directory / file.name).graph
+        nodes = {node.name: node for node in after.node}
+        rounded = {node.input[0] for node in after.node if node.op_type == "QuantizeLinear"}
         in_float = []
         for product in (node for node in before.node if node.op_type in ("MatMul", "Gemm")):
             is_int8 = any("DequantizeLinear" in given for given in nodes[product.name].input)
+            assert not rounded.intersection(nodes[product.name].output)  # products stay as they are
             is_head = ".classifier.weight" in given_to[product.name]
             assert is_int8 == (not is_head and bool(weights & set(product.input))), (file.name, product.name)
             in_float += [product.name] * (not is_int8)
@@ -204,8 +210,7 @@ def test_heads_and_products_of_activations_stay_in_float(in_float32, model, tmp_
 
 def test_each_graph_gets_the_inputs_it_has_in_a_run(in_float32, model):
     training = Images(model, 3, seed=2)
-    quantization = Quantization("int8", Images(model, 1, 1), training, "avx2")
-    feeds = dict(quantize._feeds(in_float32, FILES, model.config, quantization))
+    feeds = dict(quantize.training_feeds(in_float32, FILES, model.config, training))
     assert list(feeds) == [file.name for file in FILES]
     given = np.concatenate([feed["pixel_values"] for feed in feeds["model.onnx"]])
     np.testing.assert_array_equal(np.sort(given, axis=0), np.sort(training.pixel_values.numpy(), axis=0))
@@ -271,13 +276,13 @@ def test_a_norm_with_large_weights_does_not_overflow_in_float16(tmp_path):
         write_graph(build_graph(model, file), tmp_path / file.name)
     quantize.convert(tmp_path, files, model.config, Quantization("float16", Images(model, 1, 1)))
     pixel_values = Images(model, 4, seed=3).pixel_values
-    sessions = [onnxruntime.InferenceSession(tmp_path / file.name) for file in files]
-    tokens = cascade_mevit.run_stage(sessions[0], pixel_values.numpy())
-    inputs = cascade_mevit.query_inputs(sessions[1], tokens, cascade_mevit.CLS, np.zeros((4, 5), dtype=np.float32))
+    stage, query, whole = (cascade_mevit.OnnxRuntimeGraph(tmp_path / file.name) for file in files)
+    tokens = cascade_mevit.run_stage(stage, pixel_values.numpy())
+    inputs = cascade_mevit.query_inputs(query, tokens, cascade_mevit.CLS, np.zeros((4, 5), dtype=np.float32))
     with torch.no_grad():
         expected = model(pixel_values, early_exit=False).exit_logits.numpy()
-    at_exit_2 = cascade_mevit.run(sessions[1], inputs)["logits"]
-    at_the_end = cascade_mevit.run(sessions[2], {"pixel_values": pixel_values.numpy()})["logits"]
+    at_exit_2 = cascade_mevit.run(query, inputs)["logits"]
+    at_the_end = cascade_mevit.run(whole, {"pixel_values": pixel_values.numpy()})["logits"]
     np.testing.assert_allclose(at_exit_2, expected[:, 0], atol=0.05)
     np.testing.assert_allclose(at_the_end, expected[:, 2], atol=0.05)
 
@@ -330,9 +335,10 @@ def test_thresholds_of_float32_do_not_outlive_it(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int4"}, "precision must be one of 'float16', 'int8', 'int8-dynamic', got 'int4'"),
+        ({"precision": "int4"}, "precision must be one of 'float16', 'bfloat16', 'int8', 'int8-dynamic', got 'int4'"),
         ({"precision": "int8-dynamic", "target": "avx"}, "target must be one of 'arm64', 'avx2', 'avx512_vnni', got"),
         ({"precision": "float16", "target": "avx2"}, "target must be left out with float16"),
+        ({"precision": "bfloat16", "target": "avx2"}, "target must be left out with bfloat16"),
         ({"precision": "int8"}, "'int8' needs training images"),
     ],
 )

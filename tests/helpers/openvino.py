@@ -1,0 +1,22 @@
+# Copyright 2026 The MEViT authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of exports that OpenVINO runs need of the machine."""
+
+from importlib.util import find_spec
+
+import pytest
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether OpenVINO is there, and this processor computes in bfloat16."""
+    if not find_spec("openvino"):
+        return False
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="needs the extra mevit[openvino]")
+needs_bfloat16 = pytest.mark.skipif(
+    not computes_in_bfloat16(), reason="needs OpenVINO, and a processor that computes in bfloat16"
+)
