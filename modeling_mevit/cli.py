@@ -62,7 +62,9 @@ Dtype = Annotated[
 ]
 DtypeOrExports = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Precision to run in; the checkpoint's by default. Of an export with OpenVINO alone."),
+    typer.Option(
+        help="Precision to run in; the checkpoint's by default. Of an export with OpenVINO alone, by default its own."
+    ),
 ]
 Backend = Annotated[
     Literal["onnxruntime", "openvino"] | None,

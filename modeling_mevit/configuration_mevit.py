@@ -215,14 +215,17 @@ class MEViTConfig(ViTConfig):
             differing.append("the target, or what was measured for it, is not what calibration wrote")
         return differing
 
-    def precision_warning(self, precision: str) -> str | None:
+    def precision_warning(self, precision: str, of_weights: bool = False) -> str | None:
         """What to warn of where calibrated thresholds are used in another precision than they were chosen in, since
         scores are others there; None where they are not, or the calibration does not tell.
 
         Args:
             precision: such as `"bfloat16"`, as `MEViTForImageClassification.precision` and the runtimes tell it.
+            of_weights: whether it is that of the weights alone, before it is known whether autocast will be on.
         """
         expected = ((self.calibration or {}).get("made_for") or {}).get("dtype")
+        if expected and of_weights:
+            expected = expected.split()[0]  # "with autocast to …" may follow
         if expected in (None, precision) or not self._has_calibrated_thresholds():
             return None
         if is_certified(self.calibration):

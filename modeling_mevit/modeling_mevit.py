@@ -487,13 +487,13 @@ class MEViTForImageClassification(ViTPreTrainedModel):
             ValueError: if pickled weights are asked for.
 
         Warns:
-            UserWarning: if thresholds were calibrated in another precision than the model now has.
+            UserWarning: if thresholds were calibrated in another precision than the weights now have.
         """
         if use_safetensors is False:
             raise ValueError("use_safetensors must be True, got False, which would unpickle weights and so run code.")
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, use_safetensors=True, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if warning := model.config.precision_warning(model.precision):
+        if warning := model.config.precision_warning(_name_of(model.dtype), of_weights=True):
             warnings.warn(warning, stacklevel=2)
         return loaded
 

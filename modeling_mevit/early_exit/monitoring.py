@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-FORMAT = 1  # of states
+FORMAT = 2  # of states
 BETS = 16
 AWAKE = 0.5  # share of the capital that is at stake from the first image on
 COUNTS = ("seen", "audited", "disagreements", "labelled", "harms", "corrections")
@@ -160,7 +160,8 @@ class PromiseMonitor:
     labels of those audited images that disagree. Where a statement holds for every image, given those before, the
     probability that its alarm is ever raised is at most 1 − `confidence`.
 
-    No alarm is no proof that all is well: with few audited images only a large excess is noticed.
+    No alarm is no proof that all is well: with few audited images only a large excess is noticed. A monitor is for one
+    thread at a time.
 
     **Replicas.** Each counts with a monitor of its own and sends its [`PromiseMonitor.state`] to one that merges them;
     the verdicts of that one count. A state can be merged again: nothing is counted twice. Replicas must report on a

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,15 @@ import numpy as np
 RUNS = 3  # the first ones still allocate
 
 
-def load(kind: str, path: Path, threads: int, precision: str | None = None) -> Callable[[np.ndarray], Any]:
-    """What runs a model on one image (1, C, H, W).
+class Loaded(NamedTuple):
+    """What runs a model on one image (1, C, H, W), and the precision that it computes in."""
+
+    run: Callable[[np.ndarray], Any]
+    precision: str
+
+
+def load(kind: str, path: Path, threads: int, precision: str | None = None, files: str = "float32") -> Loaded:
+    """Loads a way to run a model.
 
     Args:
         kind: `"torch"` for a checkpoint; `"onnxruntime"` or `"openvino"` for the directory of an export, whose cascade
@@ -31,23 +38,22 @@ def load(kind: str, path: Path, threads: int, precision: str | None = None) -> C
         path: of it.
         threads: of one operator; the libraries' choice if 0.
         precision: to run in; the checkpoint's or the backend's own by default.
+        files: precision that a file of an export is written in; of a directory, cascade.json tells it.
     """
     if kind == "torch":
         return _load_torch(path, threads, precision)
     runtime = _module("onnx/cascade_mevit.py")  # the package's own file: a copy in the export could be anything
     if path.is_dir():
-        cascade: Callable[[np.ndarray], Any] = runtime.Cascade(
-            path, threads=threads, backend=kind, precision=precision
-        )
-        return cascade
+        cascade = runtime.Cascade(path, threads=threads, backend=kind, precision=precision)
+        return Loaded(cascade, cascade.precision)
     if kind == "openvino":
         graph = runtime.OpenVINOGraph(path, precision, threads)
     else:
         graph = _onnx_runtime_graph(runtime, path, threads)
-    return lambda image: graph({"pixel_values": image})
+    return Loaded(lambda image: graph({"pixel_values": image}), graph.precision_of(files))
 
 
-def _load_torch(path: Path, threads: int, precision: str | None) -> Callable[[np.ndarray], Any]:
+def _load_torch(path: Path, threads: int, precision: str | None) -> Loaded:
     import torch
     from transformers import AutoModelForImageClassification
 
@@ -63,17 +69,16 @@ def _load_torch(path: Path, threads: int, precision: str | None) -> Callable[[np
     def run(image: np.ndarray) -> Any:
         return model(torch.from_numpy(image))
 
-    return run
+    return Loaded(run, str(model.dtype).removeprefix("torch."))
 
 
-def _onnx_runtime_graph(runtime: ModuleType, path: Path, threads: int) -> Callable[[dict[str, np.ndarray]], Any]:
+def _onnx_runtime_graph(runtime: ModuleType, path: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # models take turns
-    graph: Callable[[dict[str, np.ndarray]], Any] = runtime.OnnxRuntimeGraph(path, options)
-    return graph
+    return runtime.OnnxRuntimeGraph(path, options)
 
 
 def _module(file: str) -> ModuleType:
@@ -97,7 +102,7 @@ def main(kind: str, path: str, image: str, threads: str, precision: str = "") ->
     else:
         importlib.import_module(kind)
     before = memory.rss_mib()
-    run = load(kind, Path(path), int(threads), precision or None)
+    run = load(kind, Path(path), int(threads), precision or None).run
     for _ in range(RUNS):
         run(inputs)
     print(memory.peak_rss_mib() - before)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..modeling_mevit import MEViTForImageClassification
 from . import _memory_probe
-from .cascade_mevit import default_backend, graph_in, read_description
+from .cascade_mevit import FILES, default_backend, graph_in, read_description
 from .graphs import exit_file, plain_graph
 from .writer import write_graph
 
@@ -37,7 +37,7 @@ class BenchmarkRow:
     Args:
         name: `"plain ViT"`, `"MEViT_k"` or `"early exit"`.
         library: one of `LIBRARIES`.
-        precision: that was asked for, None where the checkpoint's or the library's own was taken.
+        precision: that it computes in, such as `"bfloat16"`.
         megabytes: of weights and graphs on disk.
         median: latency in ms.
         p95: latency in ms.
@@ -47,7 +47,7 @@ class BenchmarkRow:
 
     name: str
     library: str
-    precision: str | None
+    precision: str
     megabytes: float
     median: float
     p95: float
@@ -66,6 +66,7 @@ class Way:
     kind: str
     path: Path
     precision: str | None
+    files_in: str = "float32"
 
     @property
     def files(self) -> list[Path]:
@@ -101,7 +102,8 @@ def benchmark(
     """
     with tempfile.TemporaryDirectory() as directory:
         ways = _ways(checkpoint, exported, Path(directory), backend, dtype)
-        runs = [_memory_probe.load(way.kind, way.path, threads, way.precision) for way in ways]
+        loaded = [_memory_probe.load(way.kind, way.path, threads, way.precision, way.files_in) for way in ways]
+        runs = [one.run for one in loaded]
         latencies = _latencies(runs, images)
         joules = [_joules(run, images, energy_monitor) for run in runs]
         image = Path(directory) / "image.npy"
@@ -110,7 +112,7 @@ def benchmark(
             BenchmarkRow(
                 name=way.name,
                 library=LIBRARIES[way.kind],
-                precision=way.precision,
+                precision=loaded[place].precision,
                 megabytes=sum(file.stat().st_size for file in way.files) / 1e6,
                 median=float(np.median(latencies[place])),
                 p95=float(np.percentile(latencies[place], 95)),
@@ -144,6 +146,7 @@ def _ways(
     """All ways to run a model. Writes what is not there yet into `directory`."""
     made_for = read_description(exported).get("precision", "float32")
     backend = backend or default_backend(made_for)
+    files_in = made_for if made_for in FILES else "float32"
     precisions = {
         "torch": dtype,
         "onnxruntime": None,  # that of the graphs
@@ -153,13 +156,13 @@ def _ways(
     plain = directory / "plain"
     model.to_vit().save_pretrained(plain)
 
-    def ways_of(name: str, in_torch: Path, in_graphs: Path) -> list[Way]:
+    def ways_of(name: str, in_torch: Path, in_graphs: Path, files_in: str = files_in) -> list[Way]:
         kinds = (("torch", in_torch), (backend, in_graphs))
-        return [Way(name, kind, path, precisions[kind]) for kind, path in kinds]
+        return [Way(name, kind, path, precisions[kind], files_in) for kind, path in kinds]
 
     plain_file = directory / "plain.onnx"
     write_graph(plain_graph(copy.deepcopy(model).float()), plain_file)
-    ways = ways_of("plain ViT", plain, plain_file)
+    ways = ways_of("plain ViT", plain, plain_file, "float32")
     for layer in model.config.exit_layers:
         name = exit_file(layer, model.config.exit_layers).name
         if (exported / name).is_file():

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("onnxruntime", "openvino")
 INFERENCE_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}  # ours, and OpenVINO's name for it
+CAPABILITIES = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}  # its names of what a processor can do
 FILES = ("float32", "float16", "int8", "int8-dynamic")  # what graphs are written in
 
 BORDERLINE = 1e-4  # of a score to its threshold: where rounding can decide
@@ -196,6 +197,11 @@ class OnnxRuntimeGraph(RunnableGraph):
         names = list(self.outputs)
         return dict(zip(names, self.session.run(names, inputs)))  # noqa: B905  Python 3.8 has no strict
 
+    def precision_of(self, files: str) -> str:
+        # others round products as they like: TensorRT by its options, CUDA to TF32
+        provider = self.session.get_providers()[0]
+        return files if provider == "CPUExecutionProvider" else f"{files} by {provider}"
+
 
 class OpenVINOGraph(RunnableGraph):
     """A graph that OpenVINO runs on the CPU.
@@ -220,11 +226,13 @@ class OpenVINOGraph(RunnableGraph):
             _must("precision", precision in INFERENCE_PRECISIONS, f"one of {names}", precision)
             settings["INFERENCE_PRECISION_HINT"] = INFERENCE_PRECISIONS[precision]
         core = openvino.Core()
+        able = openvino_precisions(core)
+        if precision is not None:
+            names = ", ".join(map(repr, able))
+            _must("precision", precision in able, f"one of {names}, which this processor has", precision)
         self.compiled = core.compile_model(core.read_model(str(file)), "CPU", settings)
         taken = self.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.precision = {theirs: ours for ours, theirs in INFERENCE_PRECISIONS.items()}[taken]
-        if precision is not None:
-            _must("precision", precision == self.precision, f"{self.precision!r} on this processor", precision)
         self.inputs, self.outputs = (
             {port.get_any_name(): _sizes(port) for port in ports}
             for ports in (self.compiled.inputs, self.compiled.outputs)
@@ -261,7 +269,7 @@ class Cascade:
             made for bfloat16, in which ONNX Runtime does not compute.
         precision: that OpenVINO computes in, one of `INFERENCE_PRECISIONS`. By default the one that the export was
             made for if that is bfloat16, else what OpenVINO takes on this processor: bfloat16 where it has
-            instructions for it.
+            instructions for it, float16 on ARM.
         graphs: opens a graph by the name of its file, where something else than these backends runs it.
 
     Raises:
@@ -290,7 +298,8 @@ class Cascade:
         self.directory = Path(directory)
         self.monitor = monitor
         description = read_description(self.directory) if description is None else description
-        stages, made_for = description["stages"], description.get("precision", "float32")
+        stages: list[dict[str, Any]] = description["stages"]
+        self.made_for: str = description.get("precision", "float32")
         self.config = _read(self.directory, "config.json") if config is None else config
         check_config(self.config, stages)
         size = self.config["image_size"]
@@ -299,17 +308,25 @@ class Cascade:
         self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
-        self.backend = default_backend(made_for) if backend is None else backend
-        self.open = graphs or self._opener(made_for, providers, threads, options, precision)
+        if graphs is None:
+            self.backend: str | None = default_backend(self.made_for) if backend is None else backend
+            self.open = self._opener(providers, threads, options, precision)
+        elif any(given not in (None, 0) for given in (backend, precision, providers, options, threads)):
+            raise ValueError(
+                "backend, precision, providers, options and threads must be left out with graphs, which something "
+                "else runs."
+            )
+        else:
+            self.backend, self.open = None, graphs
         self.places = range(len(stages)) if places is None else places
         if not self.places or self.places != range(len(stages))[self.places.start : self.places.stop]:
             raise ValueError(f"places must be some of {range(len(stages))} in a row, got {places}.")
         opened = [stages[place] for place in self.places]
         self.stages = [(self.open(stage["stage"]), self.open(stage["query"])) for stage in opened]
         self._check_graphs()
-        files = made_for if made_for in FILES else "float32"
+        files = self.made_for if self.made_for in FILES else "float32"
         self.precision = self.stages[0][0].precision_of(files)
-        expected = _calibrated_precision(self.config, made_for)
+        expected = calibrated_precision(self.config, self.made_for)
         if expected not in (None, self.precision):
             warnings.warn(
                 f"the thresholds of {self.directory} were chosen in {expected}, got {self.precision}, in which scores "
@@ -334,6 +351,7 @@ class Cascade:
             ValueError: where images have another shape or type, or thresholds are missing, of the wrong number, NaN,
                 or given to a run that does not leave early.
         """
+        self._must_be_whole()
         monitor = self.monitor if self._is_early(early_exit) else None
         pixel_values = self._checked(pixel_values)
         audited = None if monitor is None else monitor.draw(len(pixel_values))
@@ -423,6 +441,7 @@ class Cascade:
         Raises:
             ValueError: where images have another shape or type.
         """
+        self._must_be_whole()
         state, nowhere = self.start(pixel_values), self._thresholds(early_exit=False, given=None)
         logits = np.zeros((len(pixel_values), len(self.exit_layers), len(self.labels)), dtype=np.float32)
         scores = np.zeros(logits.shape[:2], dtype=np.float32)
@@ -510,7 +529,6 @@ class Cascade:
 
     def _opener(
         self,
-        made_for: str,
         providers: str | Sequence[Any] | None,
         threads: int,
         options: onnxruntime.SessionOptions | None,
@@ -522,7 +540,7 @@ class Cascade:
         if self.backend == "openvino":
             if providers is not None or options is not None:
                 raise ValueError("providers and options are ONNX Runtime's; they must be left out with OpenVINO.")
-            wanted = made_for if precision is None and made_for == "bfloat16" else precision
+            wanted = "bfloat16" if precision is None and self.made_for == "bfloat16" else precision
             open_path = _openvino(wanted, threads)
         elif precision is not None:
             raise ValueError(
@@ -576,6 +594,13 @@ class Cascade:
             raise ValueError(
                 f"num_channels and image_size in config.json must be those of the first graph, {found}, "
                 f"got {expected}."
+            )
+
+    def _must_be_whole(self) -> None:
+        if len(self.places) != len(self.exit_layers):
+            raise ValueError(
+                f"a cascade that is run from start to end must have all places, range(0, {len(self.exit_layers)}), "
+                f"got {self.places}; `advance` runs a part."
             )
 
     def _checked(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -639,15 +664,17 @@ def file_in(directory: Path, name: Any) -> Path:
 
 
 def graph_in(directory: Path, name: Any) -> Path:
-    """A graph of an export. It holds its weights itself, as every graph of less than 2 GB does.
+    """A graph of an export, in ONNX's format. It holds its weights itself, as every graph of less than 2 GB does.
 
     A graph can also name other files for them, anywhere, under the key "location". Not every version of ONNX Runtime
     refuses those outside of the graph's directory.
 
     Raises:
-        ValueError: where it has weights in another file, or `file_in` raises it.
+        ValueError: where it is called otherwise than `….onnx`, since OpenVINO tells formats apart by the name, and
+            others have their weights elsewhere; where it has weights in another file; or where `file_in` raises it.
     """
     file = file_in(directory, name)
+    _must(f"the name of a graph of {directory}", file.suffix == ".onnx", "one that ends with .onnx", name)
     with file.open("rb") as opened:
         end = b""  # of what was read before
         while chunk := opened.read(READ_AT_ONCE):
@@ -871,11 +898,20 @@ def combines_exits(graph: RunnableGraph) -> bool:
     return "previous_sum" in graph.inputs
 
 
-def _calibrated_precision(config: dict[str, Any], made_for: str) -> str | None:
-    """What the thresholds of a config were chosen in; None where no calibration chose them. Calibrations that do not
-    tell are of exports that were made for one precision."""
+def calibrated_precision(config: dict[str, Any], made_for: str) -> str | None:
+    """What the thresholds of a config were chosen in; None where they are not those of a calibration.
+
+    Args:
+        config: what config.json holds.
+        made_for: the precision in cascade.json, for which older calibrations, that do not tell, were made.
+    """
     calibration = config.get("calibration")
-    if not isinstance(calibration, dict) or config.get("exit_thresholds") is None:
+    point = calibration.get("operating_point") if isinstance(calibration, dict) else None
+    if not isinstance(calibration, dict) or not isinstance(point, dict):
+        return None
+    thresholds = config.get("exit_thresholds")
+    listed = thresholds if isinstance(thresholds, list) else [thresholds] * (len(config["exit_layers"]) - 1)
+    if listed != point.get("thresholds"):
         return None
     details = calibration.get("made_for")
     dtype = details.get("dtype") if isinstance(details, dict) else None
@@ -961,6 +997,12 @@ def _onnx_runtime(
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return lambda file: OnnxRuntimeGraph(file, options, providers)
+
+
+def openvino_precisions(core: Any) -> list[str]:
+    """Those of `INFERENCE_PRECISIONS` that OpenVINO, by its `openvino.Core`, computes in on this processor."""
+    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [ours for ours, theirs in CAPABILITIES.items() if theirs in able]
 
 
 def _openvino(precision: str | None, threads: int) -> Callable[[Path], RunnableGraph]:

@@ -31,8 +31,8 @@ from ..vit_backbone_mevit import to_2tuple
 from . import cascade_mevit
 from .graphs import Graph, GraphFile, build_graph, cascade_description, cascade_files, exit_file
 from .page import WebPage, keep_float32
-from .quantize import PrecisionReport, Quantization, lower_precision
-from .triton import write_repository
+from .quantize import PrecisionReport, Quantization, lower_precision, unfinished_cascade
+from .triton_repository import write_repository
 from .writer import write_graph
 
 
@@ -157,11 +157,11 @@ def export(
                     "export it without early exit."
                 )
             chosen_in = ((config.calibration or {}).get("made_for") or {}).get("dtype", "float32")
-            if not quantization and chosen_in != "float32":
+            if (page or not quantization) and chosen_in != "float32":
                 raise ValueError(
-                    f"the thresholds were chosen in {chosen_in}, and this export is in float32, where scores are "
-                    f"others; export with a lower precision, for which they are chosen anew, calibrate in float32, or "
-                    f"export without early exit."
+                    f"the thresholds were chosen in {chosen_in}, and this export has float32 files, where scores are "
+                    f"others; export with a lower precision and no page, for which they are chosen anew, calibrate in "
+                    f"float32, or export without early exit."
                 )
         if quantization and config.calibration:
             target = CalibrationTarget.from_dict(config.calibration["target"])
@@ -184,14 +184,11 @@ def export(
         if cascade:
             shutil.copy(cascade_mevit.__file__, directory)
             shutil.copy(monitoring.__file__, directory / "monitoring_mevit.py")
-            uncalibrated = {**config.to_dict(), "calibration": None}  # its thresholds are not used here
-            opened: dict[str, Any] = {"config": uncalibrated, "description": cascade_description(config)}
-            runtime = cascade_mevit.Cascade(directory, options=_frugal_options(), **opened)
+            runtime = unfinished_cascade(directory, config, options=_frugal_options())
             compare_cascade(model, runtime)
             compare_preprocessing(image_processor, runtime)
             if quantization and quantization.precision == "bfloat16":  # whose own differences hide others
-                by_openvino = cascade_mevit.Cascade(directory, backend="openvino", precision="float32", **opened)
-                compare_cascade(model, by_openvino)
+                compare_cascade(model, unfinished_cascade(directory, config, backend="openvino", precision="float32"))
         if quantization and page:
             kept = keep_float32(directory, [file.name for file in files if file.kind != "exit"])
             image_processor.save_pretrained(kept)

@@ -37,6 +37,7 @@ from .cascade_mevit import (
     OnnxRuntimeGraph,
     OpenVINOGraph,
     RunnableGraph,
+    openvino_precisions,
     query_inputs,
     run,
     run_stage,
@@ -188,7 +189,7 @@ def lower_precision(
     after = accuracies({name: _open(directory / name, quantization.precision) for name in classifiers}, dataset)
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
-        cascade = MEViTCascade(_unfinished_cascade(directory, config, quantization.precision), config)
+        cascade = MEViTCascade(unfinished_cascade(directory, config, quantization.precision), config)
         target = CalibrationTarget.from_dict(config.calibration["target"])
         alone = 1 if quantization.precision == "int8-dynamic" else 32  # as it will run on the edge
         result = calibrate(cascade, dataset, target, batch_size=alone)
@@ -377,7 +378,7 @@ def training_feeds(
     queries = [file.name for file in files if file.kind == "query"]
     if not stages:
         return
-    cascade = _unfinished_cascade(directory, config)
+    cascade = unfinished_cascade(directory, config)
     states = images
     # of log-probabilities, where exits are combined: only heads read it, which stay in float32, so no range needs it
     no_sum = np.zeros((1, config.num_labels), dtype=np.float32)
@@ -391,9 +392,10 @@ def training_feeds(
         states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
 
 
-def _unfinished_cascade(directory: Path, config: MEViTConfig, precision: str = "float32") -> Cascade:
-    uncalibrated = {**config.to_dict(), "calibration": None}  # its thresholds are not used here
-    return Cascade(directory, config=uncalibrated, description=cascade_description(config, precision))
+def unfinished_cascade(directory: Path, config: MEViTConfig, made_for: str = "float32", **options: Any) -> Cascade:
+    """The cascade of an export that has its graphs and no config yet. Its thresholds are not used."""
+    uncalibrated = {**config.to_dict(), "calibration": None}
+    return Cascade(directory, config=uncalibrated, description=cascade_description(config, made_for), **options)
 
 
 def _open(file: Path, precision: str) -> RunnableGraph:
@@ -405,10 +407,10 @@ def _check_bfloat16() -> None:
     """Raises a `ValueError` where OpenVINO does not compute in bfloat16 here."""
     import openvino
 
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    if "BF16" not in able:
+    able = openvino_precisions(openvino.Core())
+    if "bfloat16" not in able:
         raise ValueError(
-            f"precision 'bfloat16' needs a processor that computes in it (AVX-512 BF16, AMX or ARM), got one of "
+            f"precision 'bfloat16' needs a processor that computes in it (AVX-512 BF16 or AMX), got one of "
             f"{', '.join(able)}."
         )
 

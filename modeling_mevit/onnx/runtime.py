@@ -16,7 +16,7 @@ from .._extras import extras_named
 from ..configuration_mevit import MEViTConfig, certificate_is_gone, is_certified, precision_mismatch
 from ..exit_policy_mevit import combine_exits
 from ..modeling_mevit import MEViTOutput
-from .cascade_mevit import Cascade, Monitor, RunnableGraph, run
+from .cascade_mevit import Cascade, Monitor, RunnableGraph, calibrated_precision, run
 
 
 class MEViTCascade:
@@ -116,15 +116,17 @@ class MEViTCascade:
         """What calibration certified, as [`MEViTForImageClassification.certificate`] tells it.
 
         None where nothing was certified, and, with a warning that says why, where the thresholds, the policy, the
-        exits or the precision are not those of the calibration.
+        exits or the precision are not those of the calibration, or answers depend on the batch.
         """
         calibration = self.config.calibration
         if calibration is None or not is_certified(calibration):
             return None
         differing = self.config.calibration_mismatches()
-        expected = (calibration.get("made_for") or {}).get("dtype")
-        if expected != self.precision:
+        expected = calibrated_precision(self.config.to_dict(), self.cascade.made_for)
+        if expected not in (None, self.precision):
             differing.append(precision_mismatch(self.precision, expected))
+        if self.cascade.made_for == "int8-dynamic":
+            differing.append("with int8-dynamic an answer depends on the images beside it")
         if differing:
             warnings.warn(certificate_is_gone(differing), stacklevel=2)
             return None

@@ -134,6 +134,7 @@ def benchmark_table(rows: Sequence[dict[str, Any]], why_no_energy: str | None = 
             (
                 row["name"],
                 row["library"],
+                row["precision"],
                 f"{row['megabytes']:.1f} ({row['megabytes'] / base['megabytes']:.2f} ×)",
                 f"{row['median']:.1f} ({row['median'] / base['median']:.2f} ×)",
                 f"{row['p95']:.1f}",
@@ -142,7 +143,17 @@ def benchmark_table(rows: Sequence[dict[str, Any]], why_no_energy: str | None = 
             )
         )
     table = markdown_table(
-        ("model", "library", "file (MB)", "latency, median (ms)", "p95 (ms)", "peak memory (MiB)", "energy (J)"), cells
+        (
+            "model",
+            "library",
+            "precision",
+            "file (MB)",
+            "latency, median (ms)",
+            "p95 (ms)",
+            "peak memory (MiB)",
+            "energy (J)",
+        ),
+        cells,
     )
     return f"{table}\n\nEnergy was not measured: {why_no_energy}" if why_no_energy else table
 

@@ -67,8 +67,13 @@ class CascadeScorer:
     """The cascade of an export. It needs no torch, so that a process with it is small and starts quickly."""
 
     def __init__(self, directory: str, threads: int = 1, on_gpu: bool = False):
-        from ..onnx.cascade_mevit import Cascade  # needs ONNX Runtime
+        from ..onnx.cascade_mevit import Cascade, default_backend, read_description  # needs a runtime
 
+        if on_gpu and default_backend(read_description(Path(directory))["precision"]) == "openvino":
+            raise ValueError(
+                f"--gpus is for what runs on a GPU, got {directory}, an export for bfloat16, which OpenVINO runs on "
+                f"the CPU; leave it out."
+            )
         providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if on_gpu else None
         self.cascade = Cascade(directory, providers, threads)
 

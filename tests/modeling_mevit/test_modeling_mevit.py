@@ -463,6 +463,18 @@ def test_another_precision_than_that_of_the_calibration_is_told(tmp_path, pixel_
 
 
 @torch.no_grad()
+def test_loading_tells_the_precision_of_weights_alone(tmp_path):
+    """Whether autocast will be on is not known yet."""
+    config = tiny_model(exit_thresholds=[0.5, 0.5]).config
+    config.calibration = {
+        "operating_point": {"thresholds": [0.5, 0.5]},
+        "made_for": {"dtype": "float32 with autocast to bfloat16"},
+    }
+    assert config.precision_warning("float32", of_weights=True) is None
+    assert "got bfloat16" in config.precision_warning("bfloat16", of_weights=True)
+    assert "got float32, in which" in config.precision_warning("float32")
+
+
 def test_autocast_is_a_precision_of_its_own(pixel_values):
     model = certified_model()
     with torch.autocast("cpu", torch.bfloat16):

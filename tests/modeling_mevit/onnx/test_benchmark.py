@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from modeling_mevit.onnx import _memory_probe, benchmark
 from modeling_mevit.reports.tables import benchmark_table
-from tests.helpers.openvino import needs_openvino
+from tests.helpers.openvino import computes_in_bfloat16, needs_openvino
 
 
 pytestmark = pytest.mark.one_major
@@ -60,6 +60,9 @@ def test_each_way_runs_in_the_precision_asked_for(
     asked, load = [], _memory_probe.load
     monkeypatch.setattr(_memory_probe, "load", lambda *given: asked.append((given[0], given[3])) or load(*given))
     monkeypatch.setattr(benchmark, "_peak_memory", lambda *given: 1.0)
+    told = {"torch": "float32", "openvino": "bfloat16" if computes_in_bfloat16() else "float32"}
+    for kind, path in (("torch", tmp_path / "model"), ("openvino", exported), ("openvino", exported / "model.onnx")):
+        assert load(kind, path, 1).precision == told[kind]
     settings = {"backend": "openvino", "dtype": "float32"}
     rows = benchmark.benchmark(str(tmp_path / "model"), exported, images[:1], threads=1, **settings)
     assert {(row.library, row.precision) for row in rows} == {("PyTorch", "float32"), ("OpenVINO", "float32")}
@@ -97,7 +100,7 @@ def test_the_probe_measures_memory_without_torch(exported, images, tmp_path, kin
 def test_the_probe_runs_the_packages_own_runtime(exported, images, tmp_path):
     copied = shutil.copytree(exported, tmp_path / "copied")
     (copied / "cascade_mevit.py").write_text("raise SystemExit('a copy was run')")
-    assert _memory_probe.load("onnxruntime", copied, 1)(images[0]).logits.shape == (1, 5)
+    assert _memory_probe.load("onnxruntime", copied, 1).run(images[0]).logits.shape == (1, 5)
 
 
 def test_files_outside_the_export_are_not_measured(tmp_path, calibrated_model, processor, exported, monkeypatch):

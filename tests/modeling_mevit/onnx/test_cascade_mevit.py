@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -178,6 +179,32 @@ def test_a_part_has_only_its_own_graphs(copied, images):
             Cascade(copied, places=places)
 
 
+def test_a_part_does_not_answer_for_the_whole(exported, images):
+    part = Cascade(exported, places=range(2))
+    for run in (part, part.every_exit):
+        with pytest.raises(ValueError, match=r"must have all places, range\(0, 3\), got range\(0, 2\)"):
+            run(images.numpy())
+
+
+@pytest.mark.parametrize(
+    "given", [{"backend": "onnxruntime"}, {"precision": "float32"}, {"threads": 1}, {"providers": "CPU"}]
+)
+def test_what_runs_the_graphs_is_said_once(exported, given):
+    opened = Cascade(exported)
+    assert opened.backend == "onnxruntime" and Cascade(exported, graphs=opened.open).backend is None
+    with pytest.raises(ValueError, match="must be left out with graphs, which something else runs"):
+        Cascade(exported, graphs=opened.open, **given)
+
+
+def test_another_provider_is_another_precision(exported, monkeypatch):
+    opened = Cascade(exported)
+    assert opened.precision == opened.open("stage_2.onnx").precision_of("float32") == "float32"
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CUDAExecutionProvider"])
+    assert opened.open("stage_2.onnx").precision_of("float32") == "float32 by CUDAExecutionProvider"
+    with pytest.warns(UserWarning, match="chosen in float32, got float32 by CUDAExecutionProvider"):
+        Cascade(exported)
+
+
 @pytest.mark.parametrize("places", [range(0), range(2, 4), range(-1, 1), range(0, 3, 2), range(2, 0, -1)])
 def test_parts_that_there_are_not_are_named(exported, places):
     with pytest.raises(ValueError, match=r"places must be some of range\(0, 3\) in a row, got range"):
@@ -326,6 +353,14 @@ def test_weights_in_other_files_are_refused(copied, monkeypatch):
     onnx.save(model, copied / "stage_2.onnx", save_as_external_data=True, location="weights", size_threshold=0)
     monkeypatch.setattr(cascade_mevit, "READ_AT_ONCE", 3)  # so that the key is found across reads
     with pytest.raises(ValueError, match="stage_2.onnx must hold its weights itself"):
+        Cascade(copied)
+
+
+def test_graphs_in_other_formats_are_refused(copied):
+    """OpenVINO, which tells them apart by their names, would read weights from a file that nothing checks."""
+    (copied / "stage_2.onnx").rename(copied / "stage_2.xml")
+    (copied / "cascade.json").write_text((copied / "cascade.json").read_text().replace("stage_2.onnx", "stage_2.xml"))
+    with pytest.raises(ValueError, match=r"must be one that ends with .onnx, got 'stage_2.xml'"):
         Cascade(copied)
 
 

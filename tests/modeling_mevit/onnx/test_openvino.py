@@ -171,6 +171,33 @@ def test_another_precision_than_that_of_the_calibration_is_told(certified, in_bf
         Cascade(in_bfloat16, precision="float32")
 
 
+def test_older_calibrations_are_of_the_precision_of_the_export(certified, tmp_path):
+    copied = shutil.copytree(certified, tmp_path / "older")
+    config = json.loads((copied / "config.json").read_text())
+    del config["calibration"]["made_for"]["dtype"]
+    (copied / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert MEViTCascade.from_pretrained(copied).certificate == TARGET.to_dict()
+    config["exit_thresholds"] = [0.1, 0.1]  # set by hand
+    (copied / "config.json").write_text(json.dumps(config))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        cascade = MEViTCascade.from_pretrained(copied, backend="openvino")
+    with pytest.warns(UserWarning, match="certificate of early exit is gone"):
+        assert cascade.certificate is None
+
+
+def test_nothing_is_promised_where_answers_depend_on_the_batch(certified, tmp_path):
+    copied = shutil.copytree(certified, tmp_path / "dynamic")
+    description = json.loads((copied / "cascade.json").read_text())
+    (copied / "cascade.json").write_text(json.dumps({**description, "precision": "int8-dynamic", "target": "avx2"}))
+    config = json.loads((copied / "config.json").read_text())
+    config["calibration"]["made_for"]["dtype"] = "int8-dynamic"
+    (copied / "config.json").write_text(json.dumps(config))
+    cascade = MEViTCascade.from_pretrained(copied)
+    with pytest.warns(UserWarning, match="gone: with int8-dynamic an answer depends on the images beside it"):
+        assert cascade.certificate is None
+
+
 @needs_bfloat16
 def test_an_export_for_bfloat16_is_of_float32_files(in_bfloat16, dataset):
     described = json.loads((in_bfloat16 / "cascade.json").read_text())
@@ -224,9 +251,10 @@ def test_bad_arguments_are_named(exported, arguments, message):
 
 def test_a_precision_that_the_processor_lacks_is_named(exported):
     able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    lacking = [name for name, theirs in (("bfloat16", "BF16"), ("float16", "FP16")) if theirs not in able]
-    for precision in lacking:
-        with pytest.raises(ValueError, match=f"precision must be '.*' on this processor, got '{precision}'"):
+    names = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
+    having = ", ".join(repr(name) for name, theirs in names.items() if theirs in able)
+    for precision in (name for name, theirs in names.items() if theirs not in able):
+        with pytest.raises(ValueError, match=f"precision must be one of {having}, which .* got '{precision}'"):
             OpenVINOGraph(exported / "model.onnx", precision)
 
 

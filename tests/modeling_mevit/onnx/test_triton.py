@@ -14,7 +14,7 @@ import torch
 from modeling_mevit import MEViTForImageClassification
 from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.onnx.export import export
-from modeling_mevit.onnx.triton import MAX_BATCH, write_repository
+from modeling_mevit.onnx.triton_repository import MAX_BATCH, write_repository
 from tests.helpers.models import thirds_as_thresholds, tiny_model
 from tests.helpers.triton import Server, parse_pbtxt
 
@@ -132,8 +132,8 @@ def test_graphs_are_copied_where_they_cannot_be_linked(directory, tmp_path, monk
     def fails(*_):
         raise OSError("Operation not permitted")
 
-    monkeypatch.setattr("modeling_mevit.onnx.triton.os.link", fails)
-    write_repository(copied, Cascade(copied).open)
+    monkeypatch.setattr("modeling_mevit.onnx.triton_repository.os.link", fails)
+    write_repository(copied)
     served = copied / "triton" / "mevit_stage_2" / "1" / "model.onnx"
     assert served.read_bytes() == (copied / "stage_2.onnx").read_bytes() and not served.samefile(
         copied / "stage_2.onnx"

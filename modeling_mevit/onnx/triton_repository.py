@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from . import cascade_mevit
-from .cascade_mevit import read_labels, read_stages
+from .cascade_mevit import graph_in, read_labels, read_stages
 
 
 REPOSITORY = "triton"  # folder of the export
@@ -37,7 +37,7 @@ def write_repository(directory: Path) -> None:
     repository, graphs = directory / REPOSITORY, {}
     for stage in read_stages(directory):
         for file in (stage["stage"], stage["query"]):
-            graph = onnx.load(directory / file).graph
+            graph = onnx.load(graph_in(directory, file)).graph
             inputs, outputs = ([_value(one) for one in ports] for ports in (graph.input, graph.output))
             del graph  # before the next one takes memory
             graphs[file] = {
