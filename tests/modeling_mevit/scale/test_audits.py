@@ -12,8 +12,10 @@ import pytest
 from modeling_mevit.early_exit.monitoring import PromiseMonitor
 from modeling_mevit.scale import audits
 from modeling_mevit.scale.audits import AT_A_TIME, Auditor, kept_in
-from modeling_mevit.scale.outcomes import Compared, Failed
+from modeling_mevit.scale.metrics import Metrics
+from modeling_mevit.scale.outcomes import Audited, Compared, Failed, Lost, Told
 from modeling_mevit.scale.scorers import NamedContent, promise_monitor
+from modeling_mevit.scale.segments import Pipeline
 
 
 IMAGES = [NamedContent(b"", f"image {number}") for number in range(12)]
@@ -194,3 +196,40 @@ def test_the_promise_is_that_of_the_calibration_or_is_given(tmp_path):
 def test_without_a_promise_there_is_nothing_to_watch(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         promise_monitor(export(tmp_path, **change), 0.01)
+
+
+# From segment to segment
+
+
+class Segments:
+    """What calls the replicas of one segment, which tell one thing after another."""
+
+    def __init__(self, *told: Any):
+        self.told, self.given = list(told), []
+        self.audit = self
+
+    async def remote(self, given: Any) -> Told:
+        self.given.append(given)
+        return Told(self.told.pop(0), 0)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_exit_that_an_image_took_is_remembered_to_the_end(place):
+    early = [3 if place == segment else None for segment in range(3)]
+    segments = [
+        Segments(Audited(["a"], early[0])),
+        Segments(Audited(["b"], early[1])),
+        Segments(Compared(early[2], 4)),
+    ]
+    pipeline = Pipeline(segments, Metrics(["2", "3", "4"], [2, 3, 4]))
+    assert asyncio.run(pipeline.audit(IMAGES[0])) == Compared(3, 4)
+    assert [segment.given for segment in segments] == [[IMAGES[0]], [["a"]], [["b"]]]
+
+
+def test_an_audit_starts_anew_where_a_replica_dies_with_it():
+    first, last = Segments(Audited(["a"], 3), Audited(["b"], None)), Segments(Lost(), Compared(2, 4))
+    pipeline = Pipeline([first, last], Metrics(["2", "4"], [2, 4]))
+    assert asyncio.run(pipeline.audit(IMAGES[0])) == Compared(2, 4)  # of the second run alone
+    assert first.given == [IMAGES[0]] * 2
+    lost = Pipeline([Segments(*[Lost()] * 5)], Metrics(["4"], [4]))
+    assert asyncio.run(lost.audit(IMAGES[0])) == Failed("replicas died 5 times with image 0", is_clients_fault=False)
