@@ -10,8 +10,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .audits import Auditor
 from .metrics import Metrics
 from .outcomes import Answer, Failed
 from .requests import Limits, Refusal, is_authorized, read_images
@@ -43,6 +44,7 @@ class Front:
         queue: images that are accepted and not answered yet, at most.
         deadline: seconds after which a request that was accepted is given up.
         token: that every request must bear; None where none is asked for.
+        auditor: of accepted images; None where none is audited.
     """
 
     def __init__(
@@ -54,9 +56,11 @@ class Front:
         queue: int,
         deadline: float,
         token: str | None,
+        auditor: Auditor | None = None,
     ):
         self.classify, self.is_ready, self.metrics = classify, is_ready, metrics
         self.limits, self.queue, self.deadline, self.token = limits, queue, deadline, token
+        self.auditor = auditor
         self.accepted = 0  # images
         self.app = Starlette(
             routes=[
@@ -98,9 +102,22 @@ class Front:
             images = await asyncio.to_thread(read_images, body, content_type, self.limits)
             del body
             async with self._place(len(images) - 1):
-                outcomes = await self._in_time(asyncio.gather(*map(self.classify, images)), until)
-        # A share of the images could be run to the end here, once their answer is sent, and compared with it.
+                with self._audited(images):
+                    outcomes = await self._in_time(asyncio.gather(*map(self.classify, images)), until)
         return JSONResponse({"predictions": [self._prediction(outcome) for outcome in outcomes]})
+
+    @contextmanager
+    def _audited(self, images: Sequence[NamedContent]) -> Iterator[None]:
+        """Chooses images to audit before they run, and has them audited once they have run, whatever came of it."""
+        if self.auditor is None:
+            yield
+            return
+        # more than half full, beside this request: whoever waits for an answer comes first
+        chosen = self.auditor.choose(images, is_busy=self.accepted - len(images) > self.queue // 2)
+        try:
+            yield
+        finally:
+            self.auditor.begin(chosen)
 
     def _prediction(self, outcome: Answer | Failed) -> dict[str, Any]:
         """What an answer says, for the client, and counted.
