@@ -428,7 +428,7 @@ class TestStates:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"format": 2}, "format of a monitor's state must be 1, got 2"),
+            ({"format": 1}, "format of a monitor's state must be 2, got 1"),
             ({"counts": {"a": {"seen": 1}}}, "counts of a monitor's state must be seen, audited"),
             ({"replica": "nobody"}, "replica of a monitor's state must be in its counts"),
             ({"seed": 1.5}, "seed of a monitor's state"),

@@ -195,10 +195,10 @@ def combined(tmp_path_factory, processor):
 def test_graphs_of_combined_exits_take_and_give_a_sum(combined):
     cascade = MEViTCascade.from_pretrained(combined).cascade
     for stage, query in cascade.stages:
-        assert [one.name for one in stage.get_outputs()][-3:] == ["normed", "keys", "values"]
-        names = [one.name for one in query.get_inputs()]
+        assert list(stage.outputs)[-3:] == ["normed", "keys", "values"]
+        names = list(query.inputs)
         assert names == ["hidden_queries", "normed_queries", "keys", "values", "previous_sum"]
-        outputs = {one.name: one.shape[1:] for one in query.get_outputs()}
+        outputs = {name: shape[1:] for name, shape in query.outputs.items()}
         assert list(outputs) == ["outputs", "logits", "score", "log_probability_sum", "exit_logits"]
         assert outputs["logits"] == outputs["log_probability_sum"] == outputs["exit_logits"] == [5]
 
