@@ -31,8 +31,7 @@ from ..early_exit.calibration import CalibrationResult, calibrate, disable_early
 from ..early_exit.calibration_target import CalibrationTarget
 from ..early_exit.predictions import batches, check_labels
 from .cascade_mevit import (
-    CLS,
-    PATCHES,
+    TOKENS,
     Cascade,
     OnnxRuntimeGraph,
     OpenVINOGraph,
@@ -367,7 +366,7 @@ def training_feeds(
     """Each graph's file name, with what it is fed while training images run through the export one by one.
 
     All images pass one stage before any passes the next, so that each graph runs on each image once, and what is held
-    is what one stage makes of them.
+    is what one stage makes of them. A query graph gets all tokens at once, [CLS] and the others.
     """
     drawn = np.random.default_rng(0).permutation(len(training))[:NUM_TRAINING_IMAGES]  # type: ignore[arg-type]
     images = [training[int(index)]["pixel_values"][None].numpy() for index in drawn]
@@ -385,11 +384,9 @@ def training_feeds(
     for stage_file, query_file, (stage, query) in zip(stages, queries, cascade.stages, strict=True):
         yield stage_file, [stage_inputs(stage, state) for state in states]
         handed_on = [run_stage(stage, state) for state in states]
-        feeds = [
-            tuple(query_inputs(query, tokens, queries, no_sum) for queries in (CLS, PATCHES)) for tokens in handed_on
-        ]
-        yield query_file, [feed for pair in feeds for feed in pair]
-        states = [np.concatenate([run(query, feed)["outputs"] for feed in pair], axis=1) for pair in feeds]
+        feeds = [query_inputs(query, tokens, TOKENS, no_sum) for tokens in handed_on]
+        yield query_file, feeds
+        states = [run(query, feed)["outputs"] for feed in feeds]
 
 
 def unfinished_cascade(directory: Path, config: MEViTConfig, made_for: str = "float32", **options: Any) -> Cascade:

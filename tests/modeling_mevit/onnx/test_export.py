@@ -360,7 +360,7 @@ def test_the_export_makes_every_comparison(tmp_path, calibrated_model, processor
         raise ExportError("it differs.")
 
     monkeypatch.setattr(export_module, "export_and_compare", lambda *args: None)
-    monkeypatch.setattr(export_module.cascade_mevit, "Cascade", lambda *args, **settings: None)
+    monkeypatch.setattr(export_module, "unfinished_cascade", lambda *args, **settings: None)
     monkeypatch.setattr(export_module, "compare_cascade", lambda *args: None)
     monkeypatch.setattr(export_module, comparison, fail)
     with pytest.raises(ExportError, match="it differs"):

@@ -220,9 +220,8 @@ def test_each_graph_gets_the_inputs_it_has_in_a_run(in_float32, model):
         previous = np.concatenate([feed["previous"] for feed in feeds[f"stage_{layer}.onnx"]])
         np.testing.assert_allclose(previous, states[layer - 1].numpy(), atol=1e-4)
     queries = feeds["query_4.onnx"]
-    assert [feed["hidden_queries"].shape[1] for feed in queries] == [1, 16] * 3
-    both = [np.concatenate([queries[2 * k + part]["hidden_queries"] for part in (0, 1)], axis=1) for k in range(3)]
-    np.testing.assert_allclose(np.concatenate(both), states[3].numpy(), atol=1e-4)
+    given = np.concatenate([feed["hidden_queries"] for feed in queries])
+    np.testing.assert_allclose(given, states[3].numpy(), atol=1e-4)
 
 
 def test_ranges_do_not_depend_on_the_sum_of_the_exits_passed(tmp_path, monkeypatch):

@@ -113,11 +113,15 @@ def test_what_was_not_evaluated_is_left_out():
 def test_a_benchmark_stands_beside_the_plain_vit_in_the_same_library():
     def row(name, library, scale, joules=None):
         sizes = {"megabytes": 50 * scale, "median": 20 * scale, "p95": 30 * scale, "memory": 200 * scale}
-        return {"name": name, "library": library, **sizes, "joules": joules}
+        return {"name": name, "library": library, "precision": "float32", **sizes, "joules": joules}
 
     rows = [row("plain ViT", "PyTorch", 1), row("plain ViT", "ONNX Runtime", 2), row("MEViT_6", "ONNX Runtime", 1, 3)]
     lines = benchmark_table(rows, "zeus is not installed.").splitlines()
-    assert lines[2] == ("| plain ViT | PyTorch | 50.0 (1.00 ×) | 20.0 (1.00 ×) | 30.0 | 200 (1.00 ×) | not measured |")
-    assert lines[4] == "| MEViT_6 | ONNX Runtime | 50.0 (0.50 ×) | 20.0 (0.50 ×) | 30.0 | 200 (0.50 ×) | 3.00 |"
+    assert lines[2] == (
+        "| plain ViT | PyTorch | float32 | 50.0 (1.00 ×) | 20.0 (1.00 ×) | 30.0 | 200 (1.00 ×) | not measured |"
+    )
+    assert (
+        lines[4] == "| MEViT_6 | ONNX Runtime | float32 | 50.0 (0.50 ×) | 20.0 (0.50 ×) | 30.0 | 200 (0.50 ×) | 3.00 |"
+    )
     assert lines[5:] == ["", "Energy was not measured: zeus is not installed."]
     assert len(benchmark_table(rows).splitlines()) == 5
