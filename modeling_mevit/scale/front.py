@@ -10,9 +10,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 DISCARDED = 2.0  # seconds that the rest of a refused request is listened to, so that its sender hears the refusal
 RETRY_AFTER = 1  # seconds
+
+T = TypeVar("T")
 
 
 class Front:
@@ -58,6 +61,9 @@ class Front:
         self.classify, self.is_ready, self.metrics = classify, is_ready, metrics
         self.limits, self.queue, self.deadline, self.token = limits, queue, deadline, token
         self.accepted = 0  # images
+        # Decoding base64 and reading headers must not hold up other requests, nor `/healthz`, which has other threads.
+        # One is enough: what it does keeps Python's lock, and Pillow's warnings are silenced for all threads together.
+        self._reader = ThreadPoolExecutor(1)
         self.app = Starlette(
             routes=[
                 Route("/predict", self._guarded(self._predict), methods=["POST"]),
@@ -93,23 +99,37 @@ class Front:
         until = time.monotonic() + self.deadline
         async with self._place(1):
             body = await self._body(request, until)
-            # in a thread: decoding base64 and reading headers must not hold up others
             content_type = request.headers.get("content-type", "")
-            images = await asyncio.to_thread(read_images, body, content_type, self.limits)
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._reader, read_images, body, content_type, self.limits
+            )
             del body
+            images = await self._in_time(reading, until)
             async with self._place(len(images) - 1):
-                outcomes = await self._in_time(asyncio.gather(*map(self.classify, images)), until)
-        # A share of the images could be run to the end here, once their answer is sent, and compared with it.
-        return JSONResponse({"predictions": [self._prediction(outcome) for outcome in outcomes]})
+                outcomes = await self._in_time(self._outcomes(images), until)
+        answers = [self._answer(outcome) for outcome in outcomes]  # all of them, before one is counted
+        return JSONResponse({"predictions": [self._prediction(answer) for answer in answers]})
 
-    def _prediction(self, outcome: Answer | Failed) -> dict[str, Any]:
-        """What an answer says, for the client, and counted.
+    async def _outcomes(self, images: Sequence[NamedContent]) -> list[Answer | Failed]:
+        """What becomes of images. When it ends, in whatever way, none of them runs any more."""
+        running = [asyncio.ensure_future(self.classify(image)) for image in images]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            for one in running:
+                one.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-        Raises:
-            Refusal: where there is none.
-        """
-        if isinstance(outcome, Failed):
-            raise Refusal(400 if outcome.is_clients_fault else 503, outcome.reason)
+    def _answer(self, outcome: Answer | Failed) -> Answer:
+        """Raises a `Refusal` where there is no answer."""
+        if not isinstance(outcome, Failed):
+            return outcome
+        if outcome.is_clients_fault:
+            raise Refusal(400, outcome.reason)
+        raise Refusal(503, outcome.reason, RETRY_AFTER)
+
+    def _prediction(self, outcome: Answer) -> dict[str, Any]:
+        """What an answer says, for the client, and counted."""
         self.metrics.left(outcome.exit_layer, outcome.borderline)
         return {
             "label": outcome.label,
@@ -154,9 +174,9 @@ class Front:
         except asyncio.TimeoutError as error:  # noqa: UP041  Python 3.10 has two
             raise Refusal(408, f"the request must arrive within {self.deadline:g} s, and did not") from error
 
-    async def _in_time(self, outcomes: Awaitable[list[Answer | Failed]], until: float) -> list[Answer | Failed]:
+    async def _in_time(self, result: Awaitable[T], until: float) -> T:
         try:
-            return await asyncio.wait_for(outcomes, until - time.monotonic())
+            return await asyncio.wait_for(result, until - time.monotonic())
         except asyncio.TimeoutError as error:  # noqa: UP041  Python 3.10 has two
             reason = f"no answer within {self.deadline:g} s; the request was accepted and is given up, try again"
             raise Refusal(503, reason, RETRY_AFTER) from error
