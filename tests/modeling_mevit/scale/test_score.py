@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
+from modeling_mevit.scale import files
 from modeling_mevit.scale.score import ScoringActor, score
 from modeling_mevit.scale.scorers import scores_of
 from modeling_mevit.scale.sources import list_images
+from tests.helpers.dying_actors import AlwaysDies, DiesOfAnImage
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 from tests.modeling_mevit.scale.conftest import readable
@@ -173,9 +175,57 @@ def test_a_result_that_is_not_a_number_is_an_error(spread, noises, tmp_path, mon
     assert set(pq.read_table(part)["error"].to_pylist()) == {"the model's result is not a number"}
 
 
+def test_an_image_that_no_file_holds_is_an_error(spread, noises, tmp_path, monkeypatch):
+    """Of those that a Parquet file names, or whose name is not UTF-8."""
+
+    class Store:
+        def open_input_file(self, path: str):
+            raise RuntimeError("no network")  # as clients of stores do, which have errors of their own
+
+    in_store = files._in_store
+    monkeypatch.setattr(
+        files, "_in_store", lambda name: (Store(), name) if name.startswith("hf://") else in_store(name)
+    )
+    (tmp_path / "out").mkdir()
+    named = ["hf://datasets/org/name/1.png", str(tmp_path / "\\xff.png"), str(readable(noises)[0])]
+    ScoringActor(str(spread), str(tmp_path / "out"), "model", 8, 1, False, None)(pa.table({"path": named}))
+    rows = rows_of(tmp_path / "out")
+    assert rows[named[0]]["error"] == "hf://datasets/org/name/1.png cannot be read: no network"
+    assert named[1] in rows[named[1]]["error"] and rows[named[2]]["error"] is None
+
+
+def test_an_image_that_ends_its_process_is_an_error(local_ray, spread, noises, expected, tmp_path, monkeypatch):
+    """Not a job that never ends: its block is scored in pieces, down to that image."""
+    folder, output = tmp_path / "photos", tmp_path / "scores"
+    folder.mkdir()
+    for file in readable(noises)[:20]:
+        os.link(file, folder / file.name)
+    (folder / "killer.png").write_bytes(b"")
+
+    monkeypatch.setattr("modeling_mevit.scale.score.ScoringActor", DiesOfAnImage)
+    monkeypatch.setattr("modeling_mevit.scale.score.ATTEMPTS", 2)  # each takes a process
+    report = score(str(spread), str(folder), str(output), batch_size=4, actors=2)
+    rows = rows_of(output)
+    assert (report.summary.images, report.summary.errors) == (21, 1)
+    assert rows.pop(str(folder / "killer.png"))["error"] == "the process that read it died, at 2 attempts"
+    check({str(readable(noises)[0].parent / Path(path).name): row for path, row in rows.items()}, expected)
+
+
+def test_actors_that_always_die_end_with_one_line(local_ray, mevit, spread, noises, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mevit.scale.score.ScoringActor", AlwaysDies)
+    monkeypatch.setattr("modeling_mevit.scale.score.ATTEMPTS", 1)
+    code, _ = mevit("score", spread, noises / "2", tmp_path / "out", "--batch-size", 10, "--actors", 2)
+    assert code.startswith("mevit: error: actors must stay alive, and died with each of 2 blocks of images, at 1 attempts; ")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_what_an_actor_cannot_do_ends_with_one_line(local_ray, mevit, spread, noises, tmp_path, monkeypatch):
     code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 99)
-    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB; Ray has 4 CPUs")
+    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB on one machine; Ray has 4 CPUs")
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 99, "--actors", 1)
+    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB on one machine; Ray has 4 CPUs")
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 3, "--actors", 2)
+    assert code.startswith("mevit: error: --actors must be at most 1, for which Ray has room with 3 CPUs, ")
     code, _ = mevit("score", spread, noises, tmp_path / "out", "--gpus", 1)
     assert "an actor must find 1 CPUs, 1 GPUs" in code
     code, _ = mevit("score", spread, tmp_path / "nothing", tmp_path / "out")
