@@ -251,8 +251,8 @@ def _run(
         has_scored = has_scored or bool(done)
         if not has_scored and len(blocks) > 1:
             raise ValueError(
-                f"actors must stay alive, and died with each of {len(blocks)} blocks of images, at {ATTEMPTS} attempts; "
-                "they may lack memory, of which --memory says how much each needs and --batch-size takes its share."
+                f"actors must stay alive, and died with each of {len(blocks)} blocks, at {ATTEMPTS} attempts; they "
+                "may lack memory, of which --memory says how much each needs and --batch-size takes its share."
             )
         blocks = []
         for block in lost:
