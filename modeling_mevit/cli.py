@@ -56,6 +56,14 @@ Cluster = Annotated[
     str | None,
     typer.Option(help="Address of a Ray cluster, such as 10.0.0.1:6379 or 'auto'; this machine by default."),
 ]
+Audit = Annotated[
+    float | None,
+    typer.Option(help="Share of the images that also run to the end, to watch the promise; none by default."),
+]
+AllowedDisagreement = Annotated[
+    float | None,
+    typer.Option(help="With --audit: share of the images that may disagree, in place of what calibration promised."),
+]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Precision to run in; by default the checkpoint's, which is the one that it was calibrated in."),
@@ -349,6 +357,8 @@ def score(
     image_column: Annotated[
         str | None, typer.Option(help="Column of Parquet files with images or their names.")
     ] = None,
+    audit: Audit = None,
+    max_disagreement: AllowedDisagreement = None,
 ) -> None:
     """Scores any number of images on Ray Data; run again, it scores only those that OUTPUT lacks."""
     from .scale.score import score as run_score
@@ -364,6 +374,8 @@ def score(
         memory=memory,
         batch_size=batch_size,
         image_column=image_column,
+        audit=audit,
+        max_disagreement=max_disagreement,
     )
     print(report)
 
@@ -396,6 +408,11 @@ def serve(
     max_images: Annotated[int, typer.Option(help="Images in a request, at most.", min=1)] = 32,
     max_megabytes: Annotated[float, typer.Option(help="Of a request, at most.")] = 16,
     max_megapixels: Annotated[float, typer.Option(help="Of an image, at most; read before it is decoded.")] = 50,
+    audit: Audit = None,
+    max_disagreement: AllowedDisagreement = None,
+    audit_state: Annotated[
+        str | None, typer.Option(help="With --audit: file in which what it found outlives the service.")
+    ] = None,
 ) -> None:
     """Serves an exported cascade by HTTP on Ray Serve: POST /predict, GET /healthz and /metrics."""
     from .scale.requests import Limits
@@ -420,6 +437,9 @@ def serve(
         deadline,
         Limits(max_megabytes, max_images, max_megapixels),
         token_from_environment(),
+        audit,
+        max_disagreement,
+        audit_state,
     )
     run_serve(service, cluster)
 

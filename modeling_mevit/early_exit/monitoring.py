@@ -251,7 +251,8 @@ class PromiseMonitor:
                 "a monitor needs a promise, and the config has no calibration; calibrate the model, or give "
                 "max_disagreement to PromiseMonitor."
             )
-        target, point = (calibration.get(name) for name in ("target", "operating_point"))
+        is_object = isinstance(calibration, Mapping)
+        target, point = (calibration.get(name) if is_object else None for name in ("target", "operating_point"))
         are_objects = isinstance(target, Mapping) and isinstance(point, Mapping)
         _must("the calibration in the config", are_objects, "an object with target and operating_point", calibration)
         assert target is not None and point is not None
@@ -277,6 +278,17 @@ class PromiseMonitor:
         claim = _CLAIMS.get(guarantee, _CLAIMS[None])
         monitor._promise.update(basis=basis, claim=claim, made_for=json.loads(json.dumps(made_for)))
         return monitor
+
+    def for_replica(self, seed: int | None = None) -> PromiseMonitor:
+        """Another monitor of the same promise, which has counted nothing yet: that of a replica.
+
+        Args:
+            seed: of its draw of audited images; by default one from the operating system.
+        """
+        limits = (self._promise[name] for name in ("max_disagreement", "max_accuracy_drop"))
+        replica = PromiseMonitor(*limits, audit=self.audit, confidence=self._promise["confidence"], seed=seed)
+        replica._promise = dict(self._promise)
+        return replica
 
     def draw(self, count: int) -> np.ndarray:
         """(count,), bool: which of the next images to audit, each with the chance `audit`, whatever the images are."""

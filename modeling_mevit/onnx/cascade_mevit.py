@@ -215,6 +215,8 @@ class OpenVINOGraph(RunnableGraph):
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}  # one call at a time
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
+            # else those of every process, as replicas on one machine are, keep to the same first cores
+            settings["ENABLE_CPU_PINNING"] = False
         if precision is not None:
             names = ", ".join(map(repr, INFERENCE_PRECISIONS))
             _must("precision", precision in INFERENCE_PRECISIONS, f"one of {names}", precision)
@@ -291,12 +293,12 @@ class Cascade:
         self.monitor = monitor
         description = read_description(self.directory) if description is None else description
         stages, made_for = description["stages"], description.get("precision", "float32")
-        self.config = _read(self.directory, "config.json") if config is None else config
+        self.config = read_json(self.directory, "config.json") if config is None else config
         check_config(self.config, stages)
         size = self.config["image_size"]
         self.image_size = (size, size) if isinstance(size, int) else tuple(size)
         self.labels = read_labels(self.config)
-        self.preprocessing = read_preprocessing(_read(self.directory, "preprocessor_config.json"), self.image_size)
+        self.preprocessing = read_preprocessing(read_json(self.directory, "preprocessor_config.json"), self.image_size)
         self.exit_layers = [stage["exit_layer"] for stage in stages]
 
         self.backend = default_backend(made_for) if backend is None else backend
@@ -339,7 +341,7 @@ class Cascade:
         audited = None if monitor is None else monitor.draw(len(pixel_values))
         output, at_the_end, state = self.advance(self.start(pixel_values, audited), early_exit, exit_thresholds)
         if monitor is not None and len(at_the_end):
-            monitor.update(early=_labels_of(output.logits[at_the_end]), full=state.labels)
+            monitor.update(early=labels_of(output.logits[at_the_end]), full=state.labels)
         return output
 
     def start(self, pixel_values: np.ndarray, audited: np.ndarray | None = None) -> CascadeState:
@@ -463,7 +465,7 @@ class Cascade:
         logits = answers["logits"]
         # an exit whose logits are not all finite predicts nothing, agrees with none, and is never sure
         finite = np.isfinite(logits).all(-1)
-        labels = _labels_of(logits)
+        labels = labels_of(logits)
         streak = np.where(labels == state.labels, state.streak + 1, 1)
         # patience is the only policy whose score depends on the exits before, so that no graph computes it
         if "score" in answers:
@@ -668,7 +670,7 @@ def read_description(directory: Path) -> dict[str, Any]:
     Raises:
         ValueError: where cascade.json is missing, malformed or of an older version.
     """
-    description = _read(directory, "cascade.json")
+    description = read_json(directory, "cascade.json")
     stages: list[dict[str, Any]] = description.get("stages")  # type: ignore[assignment]  # until it is checked
     are_objects = isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages)
     missing = [name for name in ("query", "score") if are_objects and any(name not in stage for stage in stages)]
@@ -882,7 +884,7 @@ def _calibrated_precision(config: dict[str, Any], made_for: str) -> str | None:
     return dtype if isinstance(dtype, str) else made_for
 
 
-def _labels_of(logits: np.ndarray) -> np.ndarray:
+def labels_of(logits: np.ndarray) -> np.ndarray:
     """(B,), int64: what logits (B, L) predict; −1 where not all are finite."""
     return np.where(np.isfinite(logits).all(-1), logits.argmax(-1), -1)
 
@@ -892,7 +894,12 @@ def _patience_score(streak: np.ndarray, num_exits: int) -> np.ndarray:
     return np.float32(1) - streak.astype(np.float32) / np.float32(num_exits)
 
 
-def _read(directory: Path, name: str) -> dict[str, Any]:
+def read_json(directory: Path, name: str) -> dict[str, Any]:
+    """What one of the JSON files of an export holds.
+
+    Raises:
+        ValueError: where it is missing, too large, no JSON object, or `file_in` raises it.
+    """
     file = directory / name
     if not file.is_file():
         raise ValueError(f"{directory} is not a finished export of a cascade; it has no {name}.")

@@ -10,9 +10,9 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .audits import Auditor
 from .metrics import Metrics
 from .outcomes import Answer, Failed
 from .requests import Limits, Refusal, is_authorized, read_images
@@ -46,6 +47,7 @@ class Front:
         queue: images that are accepted and not answered yet, at most.
         deadline: seconds after which a request that was accepted is given up.
         token: that every request must bear; None where none is asked for.
+        auditor: of accepted images; None where none is audited.
     """
 
     def __init__(
@@ -57,9 +59,11 @@ class Front:
         queue: int,
         deadline: float,
         token: str | None,
+        auditor: Auditor | None = None,
     ):
         self.classify, self.is_ready, self.metrics = classify, is_ready, metrics
         self.limits, self.queue, self.deadline, self.token = limits, queue, deadline, token
+        self.auditor = auditor
         self.accepted = 0  # images
         # Decoding base64 and reading headers must not hold up other requests, nor `/healthz`, which has other threads.
         # One is enough: what it does keeps Python's lock, and Pillow's warnings are silenced for all threads together.
@@ -106,7 +110,8 @@ class Front:
             del body
             images = await self._in_time(reading, until)
             async with self._place(len(images) - 1):
-                outcomes = await self._in_time(self._outcomes(images), until)
+                with self._audited(images):
+                    outcomes = await self._in_time(self._outcomes(images), until)
         answers = [self._answer(outcome) for outcome in outcomes]  # all of them, before one is counted
         return JSONResponse({"predictions": [self._prediction(answer) for answer in answers]})
 
@@ -119,6 +124,19 @@ class Front:
             for one in running:
                 one.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    @contextmanager
+    def _audited(self, images: Sequence[NamedContent]) -> Iterator[None]:
+        """Chooses images to audit before they run, and has them audited once they have run, whatever came of it."""
+        if self.auditor is None:
+            yield
+            return
+        # more than half full, beside this request: whoever waits for an answer comes first
+        chosen = self.auditor.choose(images, is_busy=self.accepted - len(images) > self.queue // 2)
+        try:
+            yield
+        finally:
+            self.auditor.begin(chosen)
 
     def _answer(self, outcome: Answer | Failed) -> Answer:
         """Raises a `Refusal` where there is no answer."""

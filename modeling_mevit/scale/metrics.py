@@ -1,10 +1,14 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What a service tells Prometheus: exits taken, latency, queues."""
+"""What a service tells Prometheus: exits taken, latency, queues, and whether the promise holds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .audits import Watched
 
 
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
@@ -42,6 +46,10 @@ class Metrics:
         for layer in exit_layers:
             self._exits.labels(exit_layer=layer)
 
+    def watch(self, watched: Callable[[], Watched]) -> None:
+        """Adds what audits tell, as it is whenever Prometheus asks."""
+        self._registry.register(_Audits(watched))
+
     def answered(self, status: int, seconds: float) -> None:
         """Counts a request. Only those with an answer count for the latency: a refusal takes no time."""
         self._requests.labels(status=status).inc()
@@ -76,3 +84,25 @@ class Metrics:
     def text(self) -> bytes:
         """All of them, as Prometheus reads them."""
         return generate_latest(self._registry)
+
+
+class _Audits(Collector):
+    """Counts of a monitor, which go on where a service is started again with the same state."""
+
+    def __init__(self, watched: Callable[[], Watched]):
+        self._watched = watched
+
+    def collect(self) -> Iterator[Metric]:
+        verdict, dropped = self._watched()
+        for name, text, count in (
+            ("mevit_audited_images", "Images that also ran to the end.", verdict.tested),
+            ("mevit_disagreements", "Those of them that got another label there.", verdict.lost),
+        ):
+            yield CounterMetricFamily(name, text, count)
+        family = CounterMetricFamily("mevit_audits_dropped", "Audits that there are not.", labels=["reason"])
+        for reason, count in dropped.items():
+            family.add_metric([reason], count)
+        yield family
+        text = f"Evidence against the promise; {verdict.needed:g} once is an alarm."
+        yield GaugeMetricFamily("mevit_promise_evidence", text, verdict.evidence)
+        yield GaugeMetricFamily("mevit_promise_alarm", "1 where the promise is refuted, else 0.", int(verdict.alarm))

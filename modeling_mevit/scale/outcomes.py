@@ -25,6 +25,24 @@ class Onward(NamedTuple):
     borderline: bool
 
 
+class Audited(NamedTuple):
+    """An audited image that goes on to the next segment: its state, as of others, and what the exit that it took says,
+    the number of a label; None where it did not leave in this segment."""
+
+    state: list[Any]
+    early: int | None
+
+
+class Compared(NamedTuple):
+    """Of an audited image, by their numbers: the labels of the exit that it took and of the full run; -1 is none.
+
+    What a segment tells has None where the image left in one before.
+    """
+
+    early: int | None
+    full: int
+
+
 class Failed(NamedTuple):
     """Why an image gets no answer; whether that is the image's fault."""
 
@@ -39,5 +57,5 @@ class Lost(NamedTuple):
 class Told(NamedTuple):
     """What a segment says of an image, and how many went through it in the same batch."""
 
-    outcome: Answer | Onward | Failed | Lost
+    outcome: Answer | Onward | Audited | Compared | Failed | Lost
     batch: int

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from ..early_exit.monitoring import Verdict
 from . import files
 
 
@@ -92,6 +93,7 @@ class ScoringReport:
         seconds: of the whole run, and
         running: of them, since the first actor had its model.
         costs: exit layer → cost of an image that leaves there, relative to the plain ViT.
+        disagreement: what the audited images of this run tell; None where none were to be audited.
     """
 
     source: str
@@ -101,6 +103,7 @@ class ScoringReport:
     seconds: float
     running: float
     costs: dict[int, float]
+    disagreement: Verdict | None = None
 
     @property
     def images_per_second(self) -> float:
@@ -111,7 +114,8 @@ class ScoringReport:
         summary = self.summary
         already = f"; {self.before:,} more were there already" if self.before else ""
         if not summary.images:
-            return f"All {self.before:,} images of {self.source} are in {self.output} already."
+            unaudited = "" if self.disagreement is None else ", and none was audited"
+            return f"All {self.before:,} images of {self.source} are in {self.output} already{unaudited}."
         left = [f"{count:,} left at exit {layer}" for layer, count in summary.exit_counts.items()]
         text = (
             f"Scored {summary.images - summary.errors:,} images in {self.seconds:.0f} s "
@@ -121,7 +125,17 @@ class ScoringReport:
             text += f": {', '.join(left)}, at a mean cost of {summary.mean_cost(self.costs):.3f} of the plain ViT's"
         if summary.errors:
             text += f"; {summary.errors:,} could not be scored, first: {summary.first_error}"
-        return f"{text.removesuffix('.')}. The rows are in {self.output}{already}."
+        text = f"{text.removesuffix('.')}. The rows are in {self.output}{already}."
+        return text if self.disagreement is None else f"{text} {self._audit(self.disagreement)}"
+
+    def _audit(self, verdict: Verdict) -> str:
+        """What the audited images tell, as a sentence or two."""
+        one = verdict.tested == 1
+        text = f"{verdict.tested:,} image{' was' if one else 's were'} audited, of which {verdict.lost:,} got another "
+        text += "label from the full run"
+        if self.before:
+            text += f"; the {self.before:,} that were there already do not count"
+        return f"{text}. {str(verdict)[0].upper()}{str(verdict)[1:]}"
 
 
 def open_results(directory: str, model: str) -> pa.ChunkedArray:

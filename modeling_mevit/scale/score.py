@@ -6,6 +6,8 @@ Names of images go from the list to the actors, and counts come back; images and
 actor reads and preprocesses the next batch while the model runs, and the model compacts each batch at its exits.
 """
 
+import hashlib
+import json
 import logging
 import os
 import time
@@ -24,7 +26,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from .._extras import MissingExtraError
 from ..atomic import locked
+from ..early_exit.monitoring import PromiseMonitor
 from . import files
 from .cluster import GIB, connected, environment, resources, room
 from .results import (
@@ -36,7 +40,16 @@ from .results import (
     write_results,
     written_results,
 )
-from .scorers import NOT_A_NUMBER, NamedContent, Scorer, absolute, exit_costs, model_digest, open_scorer
+from .scorers import (
+    NOT_A_NUMBER,
+    NamedContent,
+    Scorer,
+    absolute,
+    exit_costs,
+    model_digest,
+    open_scorer,
+    promise_monitor,
+)
 from .sources import Contents, list_images
 
 
@@ -58,6 +71,9 @@ def score(
     memory: float | None = None,
     batch_size: int = 32,
     image_column: str | None = None,
+    audit: float | None = None,
+    max_disagreement: float | None = None,
+    seed: int | None = None,
 ) -> ScoringReport:
     """Scores the images of a source that `output` does not have yet, and shows a progress bar.
 
@@ -73,12 +89,21 @@ def score(
         memory: of an actor, in GiB, so that no machine gets more actors than it has memory for.
         batch_size: images that go through the model at a time.
         image_column: of Parquet files, see [`list_images`].
+        audit: share of the images that also run to the end, to watch the promise; none by default. Rows do not depend
+            on it, and what was scored in an earlier run is not audited.
+        max_disagreement: share of the images that may disagree; what calibration promised by default.
+        seed: of the draw of audited images, which also depends on how they are cut into blocks; by default one from
+            the operating system.
 
     Raises:
-        ValueError: where the model, the source or the output is not what it must be, or Ray lacks what actors need.
+        ValueError: where the model, the source or the output is not what it must be, Ray lacks what actors need, or
+            there is no promise to watch.
         OSError: where files cannot be read or written.
     """
     began = time.monotonic()
+    if audit is None and max_disagreement is not None:
+        raise ValueError(f"--max-disagreement is for --audit, which is not given, got {max_disagreement}.")
+    monitor = None if audit is None else promise_monitor(checkpoint, audit, max_disagreement, seed)
     directory, model, costs = files.full_name(output), model_digest(checkpoint), exit_costs(checkpoint)
     with ExitStack() as stack:
         if not files.is_remote(directory):
@@ -102,15 +127,22 @@ def score(
                 "threads": cpus,
                 "on_gpu": gpus > 0,
                 "image_column": image_column,
+                "monitor": monitor,
             }
             count = _actors(actors, cpus, gpus, memory or 0)
             blocks = _blocks(missing, min(count, ceil(len(missing) / batch_size)), batch_size)
             with tqdm(total=len(missing), desc="score", unit="image") as bar:
-                for one, began_running in _run(blocks, count, cpus, gpus, memory, settings):
+                for one, began_running, counted in _run(blocks, count, cpus, gpus, memory, settings):
                     summary.add(one)
+                    if monitor is not None and counted is not None:
+                        # A block is counted as soon as it is scored, which takes as long whatever its audits found;
+                        # one that is lost and scored again is counted once, with its rows,
+                        # and one whose actor died once these were written is not.
+                        monitor.merge(counted)
                     running = max(running, time.time() - began_running)
                     bar.update(one.images)
-    return ScoringReport(source, output, summary, before, time.monotonic() - began, running, costs)
+    verdict = None if monitor is None else monitor.disagreement
+    return ScoringReport(source, output, summary, before, time.monotonic() - began, running, costs, verdict)
 
 
 class ScoringActor:
@@ -129,10 +161,11 @@ class ScoringActor:
         threads: int,
         on_gpu: bool,
         image_column: str | None,
+        monitor: PromiseMonitor | None = None,
     ):
         self._open = partial(open_scorer, checkpoint, threads, on_gpu)
         self.directory, self.model = directory, model
-        self.batch_size, self.contents = batch_size, Contents(image_column)
+        self.batch_size, self.contents, self.monitor = batch_size, Contents(image_column), monitor
         self.readers = ThreadPoolExecutor(threads)
 
     @cached_property
@@ -147,31 +180,34 @@ class ScoringActor:
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Scores listed images. Gives one row: the first image's path, by which a block is known, the summary of all,
-        when this actor had its model, and what failed."""
+        when this actor had its model, what failed, and what a monitor of this block alone counted."""
         first = images["path"][0].as_py()
         try:
             began = self.began
-            results = pa.concat_tables(self._score(images))
+            monitor = None if self.monitor is None else self.monitor.for_replica(_seed_of(self.monitor, images))
+            results = pa.concat_tables(self._score(images, monitor))
             write_results(self.directory, self.model, results)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MissingExtraError) as error:
             return self._row(first, "", 0.0, str(error))
         except Exception as error:  # of the model, such as where its memory does not suffice
             return self._row(first, "", 0.0, f"scoring failed: {type(error).__name__}: {error}")
-        return self._row(first, Summary.of(results).to_json(), began, "")
+        counted = "" if monitor is None else json.dumps(monitor.state())
+        return self._row(first, Summary.of(results).to_json(), began, "", counted)
 
-    def _row(self, first: str, summary: str, began: float, failure: str) -> pa.Table:
-        return pa.table({"first": [first], "summary": [summary], "began": [began], "failure": [failure]})
+    def _row(self, first: str, summary: str, began: float, failure: str, counted: str = "") -> pa.Table:
+        columns = {"first": first, "summary": summary, "began": began, "failure": failure, "counted": counted}
+        return pa.table({name: [value] for name, value in columns.items()})
 
-    def _score(self, images: pa.Table) -> Iterator[pa.Table]:
+    def _score(self, images: pa.Table, monitor: PromiseMonitor | None) -> Iterator[pa.Table]:
         """Rows of results, a batch at a time, while the next one is read."""
         reading: list[tuple[str, Future[np.ndarray | str]]] = []
         listed = self.contents.of(images)
         while batch := list(islice(listed, self.batch_size)):
             next_reading = [(path, self.readers.submit(self._read, path, content)) for path, content in batch]
             if reading:
-                yield self._rows(reading)
+                yield self._rows(reading, monitor)
             reading = next_reading
-        yield self._rows(reading)
+        yield self._rows(reading, monitor)
 
     def _read(self, path: str, content: bytes | None) -> np.ndarray | str:
         """Pixel values of an image, or why there are none."""
@@ -180,12 +216,12 @@ class ScoringActor:
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
 
-    def _rows(self, reading: list[tuple[str, Future[np.ndarray | str]]]) -> pa.Table:
+    def _rows(self, reading: list[tuple[str, Future[np.ndarray | str]]], monitor: PromiseMonitor | None) -> pa.Table:
         read = [future.result() for _, future in reading]
         pixel_values = [pixels for pixels in read if isinstance(pixels, np.ndarray)]
         scored: Iterator[tuple[Any, ...]] = iter(())
         if pixel_values:
-            scores = self.scorer(np.stack(pixel_values))
+            scores = self.scorer(np.stack(pixel_values), monitor)
             arrays = (scores.probability, scores.exit_layer, scores.exit_score)
             scored = zip(scores.labels, *(array.tolist() for array in arrays), strict=True)
         rows = []
@@ -198,6 +234,12 @@ class ScoringActor:
                 rows.append((path, label, *numbers, None))
         columns = zip(*rows, strict=True)
         return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, COLUMNS, strict=True)], COLUMNS)
+
+
+def _seed_of(monitor: PromiseMonitor, images: pa.Table) -> int:
+    """Of the draw in a block of images, which its first name tells from all others: nothing that they show counts."""
+    digest = hashlib.sha256(f"{monitor.seed} {images['path'][0]}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 def _blocks(images: pa.Table, actors: int, batch_size: int) -> list[pa.Table]:
@@ -231,8 +273,9 @@ def _actors(wanted: int | None, cpus: int, gpus: float, memory: float) -> int:
 
 def _run(
     blocks: list[pa.Table], actors: int, cpus: int, gpus: float, memory: float | None, settings: dict[str, Any]
-) -> Iterator[tuple[Summary, float]]:
-    """Has actors score blocks. Yields each block's summary, and when its actor had its model, in seconds since 1970.
+) -> Iterator[tuple[Summary, float, Any]]:
+    """Has actors score blocks. Yields each block's summary, when its actor had its model, in seconds since 1970, and
+    the state of its monitor, if it has one.
 
     An image may end the process that reads it. A block with which actors die again and again is cut into pieces, down
     to that image, which becomes a row with an error.
@@ -246,7 +289,7 @@ def _run(
         done = set()
         for row in _pass(blocks, actors, cpus, gpus, memory, settings, waiting=not is_again):
             done.add(row["first"])
-            yield Summary.from_json(row["summary"]), row["began"]
+            yield Summary.from_json(row["summary"]), row["began"], json.loads(row["counted"] or "null")
         lost = [block for block in blocks if block["path"][0].as_py() not in done]
         has_scored = has_scored or bool(done)
         if not has_scored and len(blocks) > 1:
@@ -263,7 +306,7 @@ def _run(
             if results is None:
                 results = failed_results(block, f"the process that read it died, at {ATTEMPTS} attempts")
                 write_results(directory, model, results)
-            yield Summary.of(results), float("inf")
+            yield Summary.of(results), float("inf"), None
         is_again = True
 
 

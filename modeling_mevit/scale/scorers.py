@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from .._extras import extras_named
+from ..early_exit.monitoring import PromiseMonitor
 from ..hub import is_export, locate
 
 
@@ -50,32 +52,40 @@ class Scorer(Protocol):
     def read(self, content: NamedContent) -> np.ndarray:
         """An image file → pixel values (C, H, W), float32; raises a `ValueError` where it cannot be read."""
 
-    def __call__(self, pixel_values: np.ndarray) -> Scores:
-        """Scores images (B, C, H, W)."""
+    def __call__(self, pixel_values: np.ndarray, monitor: PromiseMonitor | None = None) -> Scores:
+        """Scores images (B, C, H, W). Those that a monitor draws also run to the end, and it counts them."""
 
 
 def open_scorer(checkpoint: str, threads: int = 1, on_gpu: bool = False) -> Scorer:
     """The scorer of a checkpoint or of an export, whose files are not run.
 
     Raises:
+        MissingExtraError: where what runs it is not installed.
         ValueError: where it cannot be loaded.
     """
-    return (CascadeScorer if is_export(checkpoint) else CheckpointScorer)(checkpoint, threads, on_gpu)
+    with extras_named(checkpoint):
+        return (CascadeScorer if is_export(checkpoint) else CheckpointScorer)(checkpoint, threads, on_gpu)
 
 
 class CascadeScorer:
     """The cascade of an export. It needs no torch, so that a process with it is small and starts quickly."""
 
     def __init__(self, directory: str, threads: int = 1, on_gpu: bool = False):
-        from ..onnx.cascade_mevit import Cascade  # needs ONNX Runtime
+        from ..onnx.cascade_mevit import Cascade, default_backend, read_description
 
+        made_for = read_description(Path(directory)).get("precision", "float32")
+        if on_gpu and default_backend(made_for) != "onnxruntime":
+            raise ValueError(
+                f"--gpus must be 0 for an export made for {made_for}, which runs on the CPU, {directory}."
+            )
         providers = ("CUDAExecutionProvider", "CPUExecutionProvider") if on_gpu else None
         self.cascade = Cascade(directory, providers, threads)
 
     def read(self, content: NamedContent) -> np.ndarray:
         return self.cascade.preprocess([content])[0]
 
-    def __call__(self, pixel_values: np.ndarray) -> Scores:
+    def __call__(self, pixel_values: np.ndarray, monitor: PromiseMonitor | None = None) -> Scores:
+        self.cascade.monitor = monitor
         output = self.cascade(pixel_values)
         return scores_of(output.logits, output.exit_layer, output.exit_score, self.cascade.labels)
 
@@ -100,11 +110,12 @@ class CheckpointScorer:
 
         return self.transform(read_image(content)).numpy()
 
-    def __call__(self, pixel_values: np.ndarray) -> Scores:
+    def __call__(self, pixel_values: np.ndarray, monitor: PromiseMonitor | None = None) -> Scores:
         import torch
 
         with torch.inference_mode():
-            output: Any = self.model(torch.from_numpy(pixel_values).to(self.model.device))
+            images = torch.from_numpy(pixel_values).to(self.model.device)
+            output: Any = self.model(images) if monitor is None else monitor.run(self.model, images)
         layers, scores = output.exit_layer, output.exit_score
         if layers is None:  # early exit is off
             layers = torch.full((len(pixel_values),), self.model.config.exit_layers[-1])
@@ -126,6 +137,43 @@ def scores_of(logits: np.ndarray, exit_layer: np.ndarray, exit_score: np.ndarray
         exit_layer=exit_layer,
         exit_score=exit_score,
     )
+
+
+def promise_monitor(
+    checkpoint: str, audit: float, max_disagreement: float | None = None, seed: int | None = None
+) -> PromiseMonitor:
+    """What watches the promise of a checkpoint or of an export.
+
+    Args:
+        checkpoint: its name.
+        audit: share of the images that also run to the end.
+        max_disagreement: share that may disagree; what calibration promised by default.
+        seed: of the draw of audited images; by default one from the operating system.
+
+    Raises:
+        ValueError: where early exit is off, nothing was promised and no share is given, or a number is out of range.
+    """
+    if is_export(checkpoint):
+        from ..onnx.cascade_mevit import read_json
+
+        content = read_json(Path(checkpoint), "config.json")
+        early_exit, calibration = content.get("early_exit"), content.get("calibration")
+    else:
+        from ..configuration_mevit import MEViTConfig
+
+        config = MEViTConfig.from_pretrained(locate(checkpoint))
+        early_exit, calibration = config.early_exit, config.calibration
+    if early_exit is not True:
+        raise ValueError(
+            f"--audit compares early exit with the full run, and must be left out where early exit is off, as it is "
+            f"in {checkpoint}."
+        )
+    if max_disagreement is not None:
+        return PromiseMonitor(max_disagreement, audit=audit, seed=seed)
+    try:
+        return PromiseMonitor.from_calibration(calibration, audit=audit, seed=seed)
+    except ValueError as error:
+        raise ValueError(f"--audit needs a promise in {checkpoint}, or --max-disagreement: {error}") from error
 
 
 def exit_costs(checkpoint: str) -> dict[int, float]:

@@ -5,12 +5,15 @@
 The first takes an image file; each gives what an exit says of the image, or the image's state for the next one. A
 state lies in Ray's object store, and goes from the replica that made it to the one that needs it. Where a replica
 dies, so do the states that it made: the image starts anew, as long as its deadline allows.
+
+An image that is audited comes a second time, once it has its answer, and then runs to the end. It goes alone: in a
+batch with others it would keep them waiting.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -19,13 +22,16 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from ray.serve._private import replica
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
-from ..onnx.cascade_mevit import Cascade, CascadeState
+from .._extras import extras_named
+from ..onnx.cascade_mevit import Cascade, CascadeState, labels_of
 from .cluster import LOOPBACK
 from .metrics import Metrics
-from .outcomes import Answer, Failed, Lost, Onward, Told
+from .outcomes import Answer, Audited, Compared, Failed, Lost, Onward, Told
 from .requests import open_image
 from .scorers import NOT_A_NUMBER, NamedContent, scores_of
 
+
+Outcome = TypeVar("Outcome", Answer, Compared)
 
 MOST_ATTEMPTS = 5  # of an image, lest one that kills replicas kills all of them
 
@@ -44,25 +50,37 @@ class Segment:
     def __init__(self, directory: str, places: tuple[int, int], batch_size: int, batch_wait: float, threads: int):
         _close_port_of_replica()
         self.cascade = Cascade(directory, threads=threads, places=range(*places))
+        self.is_last = places[1] == len(self.cascade.exit_layers)
         self.readers = ThreadPoolExecutor(threads)
         self.runner = ThreadPoolExecutor(1)
+        self.one_audit = asyncio.Lock()  # so that a batch waits for one audited image at most
         self._in_batch.set_max_batch_size(batch_size)  # type: ignore[attr-defined]
         self._in_batch.set_batch_wait_timeout_s(batch_wait)  # type: ignore[attr-defined]
 
     async def __call__(self, given: NamedContent | list[Any]) -> Told:
         """Runs an image file, or the state that the segment before gave, in a batch with others."""
-        loop = asyncio.get_running_loop()
-        if isinstance(given, NamedContent):
-            state = await loop.run_in_executor(self.readers, self._read, given)
-            if isinstance(state, Failed):
-                return Told(state, 0)
-        else:
-            try:
-                state = await given[0]
-            except RayError:
-                return Told(Lost(), 0)
+        state = await self._state_of(given)
+        if not isinstance(state, CascadeState):
+            return Told(state, 0)
         told: Told = await self._in_batch(state)
         return told
+
+    async def audit(self, given: NamedContent | list[Any]) -> Told:
+        """Runs the same through all stages, by itself, whatever the exits say."""
+        state = await self._state_of(given)
+        if not isinstance(state, CascadeState):
+            return Told(state, 0)
+        async with self.one_audit:
+            return await asyncio.get_running_loop().run_in_executor(self.runner, self._advance_audited, state)
+
+    async def _state_of(self, given: NamedContent | list[Any]) -> CascadeState | Failed | Lost:
+        if isinstance(given, NamedContent):
+            return await asyncio.get_running_loop().run_in_executor(self.readers, self._read, given)
+        try:
+            state: CascadeState = await given[0]
+        except RayError:
+            return Lost()
+        return state
 
     @serve.batch
     async def _in_batch(self, states: list[CascadeState]) -> list[Told]:
@@ -91,6 +109,16 @@ class Segment:
             outcomes[sample] = kept if isinstance(kept, Failed) else Onward(kept, bool(output.borderline[sample]))
         return [Told(outcome, len(states)) for outcome in outcomes]
 
+    def _advance_audited(self, state: CascadeState) -> Told:
+        """Runs an audited image through the stages, from each of which it goes on."""
+        output, _, rest = self.cascade.advance(state._replace(audited=np.ones(1, dtype=bool)))
+        left_here = output.exit_layer[0] > 0
+        early = int(labels_of(output.logits)[0]) if left_here else None
+        if self.is_last:
+            return Told(Compared(early, int(rest.labels[0])), 0)
+        kept = _keep(rest)
+        return Told(kept if isinstance(kept, Failed) else Audited(kept, early), 0)
+
 
 def _keep(state: CascadeState) -> list[Any] | Failed:
     """An image's state in Ray's object store, as the next segment takes it."""
@@ -104,10 +132,12 @@ def check_export(directory: str) -> None:
     """Opens a cascade in a process that replicas are started in.
 
     Raises:
+        MissingExtraError: where what runs it is not installed.
         ValueError: where it is damaged, or replicas of this version of Ray cannot be closed to others.
     """
     _close_port_of_replica()
-    Cascade(directory)
+    with extras_named(directory):
+        Cascade(directory)
 
 
 def _close_port_of_replica() -> None:
@@ -137,8 +167,17 @@ class Pipeline:
 
     async def __call__(self, image: NamedContent) -> Answer | Failed:
         """Runs an image to its exit, and anew where a replica dies with it. The caller bounds the time."""
+        return await self._until_kept(image, self._run)
+
+    async def audit(self, image: NamedContent) -> Compared | Failed:
+        """Runs an image to the end, and anew where a replica dies with it. The caller bounds the time."""
+        return await self._until_kept(image, self._run_to_the_end)
+
+    async def _until_kept(
+        self, image: NamedContent, run: Callable[[NamedContent], Awaitable[Outcome | Failed | Lost]]
+    ) -> Outcome | Failed:
         for _ in range(MOST_ATTEMPTS):
-            outcome = await self._run(image)
+            outcome = await run(image)
             if not isinstance(outcome, Lost):
                 return outcome
         return Failed(f"replicas died {MOST_ATTEMPTS} times with {image.name}", is_clients_fault=False)
@@ -146,8 +185,12 @@ class Pipeline:
     async def _run(self, image: NamedContent) -> Answer | Failed | Lost:
         given: Any = image
         borderline = False
-        for place in range(len(self.segments)):
-            told = await self._through(place, given)
+        for place, segment in enumerate(self.segments):
+            self.metrics.entered(place)
+            try:
+                told = await _through(segment, given)
+            finally:
+                self.metrics.went(place)
             if told.batch:
                 self.metrics.ran(place, told.batch)
             outcome = told.outcome
@@ -158,24 +201,37 @@ class Pipeline:
                 return outcome._replace(borderline=outcome.borderline or borderline)
             if isinstance(outcome, Lost):
                 self.metrics.lost(place)
+            assert not isinstance(outcome, Audited | Compared)
             return outcome
         raise AssertionError("nobody goes on from the last exit")
 
-    async def _through(self, place: int, given: Any) -> Told:
-        """Runs an image through one segment."""
-        self.metrics.entered(place)
-        response = self.segments[place].remote(given)
-        try:
-            told: Told = await response
-        except asyncio.CancelledError:  # its time is over
-            response.cancel()
-            raise
-        except RayTaskError:  # what segments themselves raise is a fault of ours
-            raise
-        except DeploymentUnavailableError:  # replicas failed to start again and again
-            return Told(Failed("a segment has no replica that starts", is_clients_fault=False), 0)
-        except (RayError, ReplicaUnavailableError):
-            return Told(Lost(), 0)
-        finally:
-            self.metrics.went(place)
-        return told
+    async def _run_to_the_end(self, image: NamedContent) -> Compared | Failed | Lost:
+        given: Any = image
+        early = None
+        for segment in self.segments:
+            outcome = (await _through(segment.audit, given)).outcome
+            if isinstance(outcome, Audited):
+                given, early = outcome.state, outcome.early if early is None else early
+                continue
+            if isinstance(outcome, Compared):
+                return outcome if early is None else outcome._replace(early=early)
+            assert not isinstance(outcome, Answer | Onward)
+            return outcome
+        raise AssertionError("nobody goes on from the last exit")
+
+
+async def _through(segment: Any, given: Any) -> Told:
+    """Runs an image through one segment, by what calls its replicas."""
+    response = segment.remote(given)
+    try:
+        told: Told = await response
+    except asyncio.CancelledError:  # its time is over
+        response.cancel()
+        raise
+    except RayTaskError:  # what segments themselves raise is a fault of ours
+        raise
+    except DeploymentUnavailableError:  # replicas failed to start again and again
+        return Told(Failed("a segment has no replica that starts", is_clients_fault=False), 0)
+    except (RayError, ReplicaUnavailableError):
+        return Told(Lost(), 0)
+    return told

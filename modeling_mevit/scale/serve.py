@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +54,9 @@ class Service:
         deadline: seconds after which a request that was accepted is given up.
         limits: of one request.
         token: that every request must bear.
+        audit: share of the accepted images that also run to the end, to watch the promise; none by default.
+        max_disagreement: share of the images that may disagree; what calibration promised by default.
+        audit_state: file in which the monitor's state outlives the service.
 
     Raises:
         ValueError: where one of them is not what it must be.
@@ -71,6 +74,9 @@ class Service:
     deadline: float = 30
     limits: Limits = field(default_factory=Limits)
     token: str | None = field(default=None, repr=False)
+    audit: float | None = None
+    max_disagreement: float | None = None
+    audit_state: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads", "queue", "deadline"):
@@ -87,6 +93,10 @@ class Service:
                 f"--host {self.host} needs a token that requests must bear, in the environment variable {TOKEN}; "
                 f"without one the service listens on {LOOPBACK} alone."
             )
+        for name in ("max_disagreement", "audit_state"):
+            if self.audit is None and getattr(self, name) is not None:
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} is for --audit, which is not given, got {getattr(self, name)}.")
         if self.token is None:
             return
         if len(self.token) < SHORTEST_TOKEN:
@@ -110,8 +120,8 @@ def serve(service: Service, cluster: str | None = None) -> None:
         cluster: address of a Ray cluster; this machine alone by default.
 
     Raises:
-        ValueError: where the export is not one, or replicas do not start.
-        OSError: where the address cannot be listened on.
+        ValueError: where the export is not one, there is no promise to watch, or replicas do not start.
+        OSError: where the address cannot be listened on, or the audit's state cannot be written.
     """
     with serving(service, cluster) as running:
         # ends as Ctrl+C does, in place of Ray's handler
@@ -146,17 +156,27 @@ def serving(service: Service, cluster: str | None = None) -> Iterator[RunningSer
     """Deploys a service for the time of the context.
 
     Raises:
-        ValueError: where the export is not one, or replicas do not start.
-        OSError: where the address cannot be listened on.
+        ValueError: where the export is not one, there is no promise to watch, or replicas do not start.
+        OSError: where the address cannot be listened on, or the audit's state cannot be written.
     """
-    from ..onnx.cascade_mevit import read_stages  # needs ONNX Runtime
+    from ..onnx.cascade_mevit import read_stages
+    from .audits import Auditor, kept_in
     from .front import Front
     from .metrics import Metrics
+    from .scorers import promise_monitor
 
     directory = os.path.abspath(service.export)
     exit_layers = [stage["exit_layer"] for stage in read_stages(Path(directory))]
     places = places_of(service.segments, exit_layers)
-    with _listener(service) as listener, connected(cluster):
+    monitor = None
+    if service.audit is not None:
+        monitor = promise_monitor(service.export, service.audit, service.max_disagreement)
+    file = None if service.audit_state is None else Path(os.path.abspath(service.audit_state))
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listener(service))
+        if monitor is not None:
+            stack.enter_context(kept_in(file, monitor))
+        stack.enter_context(connected(cluster))
         import uvicorn
 
         from .segments import Pipeline
@@ -168,14 +188,19 @@ def serving(service: Service, cluster: str | None = None) -> Iterator[RunningSer
         names = [f"{service_name}-{exit_layers[stop - 1]}" for _, stop in places]
         with _deployed(service, directory, dict(zip(names, places, strict=True))) as handles:
             metrics = Metrics([str(exit_layers[stop - 1]) for _, stop in places], exit_layers)
+            pipeline, auditor = Pipeline(handles, metrics), None
+            if monitor is not None:
+                auditor = Auditor(monitor, pipeline.audit, service.queue, service.deadline, file)
+                metrics.watch(auditor.watched)
             front = Front(
-                Pipeline(handles, metrics),
+                pipeline,
                 _Readiness(names),
                 metrics,
                 service.limits,
                 service.queue,
                 service.deadline,
                 service.token,
+                auditor,
             )
             config = uvicorn.Config(
                 front.app,
@@ -213,6 +238,7 @@ def _deployed(service: Service, directory: str, segments: dict[str, tuple[int, i
     import ray
     from ray import serve as ray_serve
 
+    from .audits import AT_A_TIME
     from .segments import Segment, check_export
 
     share = service.threads / len(segments)  # of CPUs: where one segment is busy, others are not
@@ -231,7 +257,8 @@ def _deployed(service: Service, directory: str, segments: dict[str, tuple[int, i
     ray_serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
     deployed = ray_serve.deployment(
         ray_actor_options={"num_cpus": share},
-        max_ongoing_requests=2 * service.batch_size,
+        # audits take no request's place
+        max_ongoing_requests=2 * service.batch_size + (0 if service.audit is None else AT_A_TIME),
         autoscaling_config={
             "min_replicas": 1,
             "max_replicas": most,

@@ -146,6 +146,18 @@ class TestAudits:
         first, second = (PromiseMonitor(0.01, audit=0.5) for _ in range(2))
         assert first.replica != second.replica and not np.array_equal(first.draw(200), second.draw(200))
 
+    def test_a_replica_has_the_promise_and_nothing_else(self):
+        promise = {"target": {"max_disagreement": 0.02, "confidence": 0.9}, "operating_point": {"thresholds": [0.1]}}
+        monitor = PromiseMonitor.from_calibration(promise, audit=0.3, confidence=0.8)
+        monitor.update([1], [2])
+        replica = monitor.for_replica(seed=3)
+        assert (replica.audit, replica.seed, replica.counts["audited"]) == (0.3, 3, 0)
+        assert str(replica.disagreement) == "disagreement: nothing tested; at most 2.00% was promised."
+        replica.update([1, 1], [1, 3])
+        monitor.merge(replica.state())  # which other promises are refused for
+        assert (monitor.counts["audited"], monitor.counts["disagreements"]) == (3, 2)
+        assert monitor.for_replica().replica != replica.replica
+
     def test_all_images_can_be_audited(self):
         assert PromiseMonitor(0.01, audit=1).draw(1000).all()
 
@@ -290,6 +302,7 @@ class TestPromises:
             (None, "the config has no calibration; calibrate the model, or give max_disagreement"),
             ({"target": {"max_cost": 0.5}, "operating_point": {}}, "was calibrated for max_cost=0.5"),
             ({"target": 3}, "must be an object with target and operating_point"),
+            ([3], "must be an object with target and operating_point"),
             ({"target": {"max_accuracy_drop": 0.1}, "operating_point": {}}, "num_samples and disagreements"),
             ({"target": {"max_disagreement": "x"}, "operating_point": {}}, "max_disagreement must be between"),
             ({"target": {"max_disagreement": 0}, "operating_point": {}}, "max_disagreement must be between 0 and 1"),

@@ -74,3 +74,28 @@ def spread(exported, thresholds, tmp_path_factory) -> Path:
     config = copied / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "exit_thresholds": thresholds}))
     return copied
+
+
+@pytest.fixture(scope="session")
+def promised(spread, tmp_path_factory) -> Path:
+    """The same, falsified: it promises that 2 % disagree, under thresholds under which many do; not to be changed."""
+    copied = shutil.copytree(spread, tmp_path_factory.mktemp("promised") / "export")
+    config = copied / "config.json"
+    content = json.loads(config.read_text())
+    target = {"max_disagreement": 0.02, "confidence": 0.95}
+    point = {"policy": content["exit_policy"], "thresholds": [0.0, 0.0], "num_samples": 500, "disagreements": 0}
+    config.write_text(json.dumps({**content, "calibration": {"target": target, "operating_point": point}}))
+    return copied
+
+
+@pytest.fixture(scope="session")
+def disagreements(spread, noises) -> dict[str, bool]:
+    """Whether the exit that an image takes and the full run give it different labels: path → so or not."""
+    from modeling_mevit.onnx.cascade_mevit import Cascade
+
+    cascade = Cascade(spread)
+    pixel_values = cascade.preprocess(readable(noises))
+    early, full = cascade(pixel_values).logits, cascade.every_exit(pixel_values)[0][:, -1]
+    differs = early.argmax(-1) != full.argmax(-1)
+    assert 10 < differs.sum() < IMAGES - 10
+    return dict(zip(map(str, readable(noises)), differs.tolist(), strict=True))

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import uvicorn
 
+from modeling_mevit.early_exit.monitoring import PromiseMonitor
+from modeling_mevit.scale.audits import Auditor
 from modeling_mevit.scale.front import Front
 from modeling_mevit.scale.metrics import Metrics
-from modeling_mevit.scale.outcomes import Answer, Failed
+from modeling_mevit.scale.outcomes import Answer, Compared, Failed
 from modeling_mevit.scale.requests import Limits
 from tests.helpers.http import Reply, as_form, as_json, encoded, running, send
 from tests.helpers.images import noise
@@ -44,7 +46,10 @@ def served(answer: Any = None, *, seconds: float = 0.0, at_a_time: int = 100, **
         return given or Answer("teal", 0.75, 2, 0.25, False)
 
     settings = {"limits": Limits(1, 4, 1), "queue": 8, "deadline": 30, "token": None, **settings}
-    front = Front(classify, lambda: True, Metrics(["4"], [2, 4]), **settings)
+    metrics = Metrics(["4"], [2, 4])
+    if "auditor" in settings:
+        metrics.watch(settings["auditor"].watched)
+    front = Front(classify, lambda: True, metrics, **settings)
     with serving(front) as url:
         yield url
     assert front.accepted == 0
@@ -206,3 +211,90 @@ def test_a_fault_of_the_service_tells_nothing_of_it(caplog):
         assert reply.status == 500
         assert reply.content == {"error": "the service failed to answer this request."}
         assert send(f"{url}/healthz").content == {"status": "ready"}
+
+
+# Audits
+
+
+def auditing(seconds: float, places: int = 8, audit: float = 1.0) -> Auditor:
+    """Audits that take `seconds`, and all disagree."""
+
+    async def compare(image: Any) -> Compared:
+        await asyncio.sleep(seconds)
+        return Compared(1, 2)
+
+    return Auditor(PromiseMonitor(0.02, audit=audit), compare, places, deadline=30)
+
+
+def metrics_of(url: str) -> dict[str, float]:
+    """Line → number."""
+    lines = send(f"{url}/metrics").content.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+def test_no_answer_waits_for_an_audit():
+    auditor = auditing(seconds=20)
+    with served(auditor=auditor) as url:
+        began = time.monotonic()
+        assert predict(url, images=3).status == predict(url).status == 200
+        assert time.monotonic() - began < 10
+        assert auditor.waiting == 4 and metrics_of(url)["mevit_audited_images_total"] == 0
+
+
+def test_prometheus_is_told_what_audits_find():
+    with served() as url:
+        predict(url)
+        assert not [name for name in metrics_of(url) if "audit" in name or "promise" in name]
+    auditor = auditing(seconds=0)
+    with served(auditor=auditor) as url:
+        before = metrics_of(url)
+        for _ in range(4):
+            predict(url, images=4)
+        while auditor.waiting:
+            time.sleep(0.01)
+        after = metrics_of(url)
+    names = ("mevit_audited_images_total", "mevit_disagreements_total", "mevit_promise_alarm")
+    assert [before[name] for name in names] == [0, 0, 0] and [after[name] for name in names] == [16, 16, 1]
+    assert before["mevit_promise_evidence"] == pytest.approx(1) and after["mevit_promise_evidence"] > 20
+    assert after['mevit_exits_total{exit_layer="2"}'] == 16  # of answers alone
+
+
+def test_where_the_backlog_is_full_audits_are_dropped_and_requests_are_not():
+    auditor = auditing(seconds=60, places=5)
+    with served(auditor=auditor) as url:
+        assert {predict(url).status for _ in range(20)} == {200}
+        counted = metrics_of(url)
+    assert auditor.monitor.counts["seen"] == 20 and auditor.dropped["busy"] == 15
+    assert counted['mevit_audits_dropped_total{reason="busy"}'] == 15
+    assert counted['mevit_requests_total{status="200"}'] == 20
+
+
+def test_an_overloaded_service_audits_nothing_more():
+    auditor = auditing(seconds=0, places=100)
+    with served(seconds=1, queue=4, auditor=auditor) as url, ThreadPoolExecutor(3) as clients:
+        three = [clients.submit(predict, url) for _ in range(3)]
+        while auditor.monitor.counts["seen"] < 3:
+            time.sleep(0.01)
+        replies = [predict(url), *(one.result() for one in three)]
+        assert {reply.status for reply in replies} == {200}
+    # the fourth came beside three others, which is more than half of the queue
+    assert auditor.dropped["busy"] == 1 and auditor.monitor.counts["seen"] == 4
+
+
+@pytest.mark.parametrize("answer", [None, Failed("image 1 cannot be read: truncated", True), "late"])
+def test_what_becomes_of_a_request_does_not_decide_on_its_audit(answer):
+    auditor = auditing(seconds=0)
+    settings = {"seconds": 60, "deadline": 0.2} if answer == "late" else {"answer": answer}
+    with served(auditor=auditor, **settings) as url:
+        predict(url)
+        while auditor.waiting:
+            time.sleep(0.01)
+    assert auditor.monitor.counts["audited"] == 1
+
+
+def test_what_is_refused_is_not_audited():
+    auditor = auditing(seconds=0)
+    with served(auditor=auditor) as url:
+        predict(url, images=5)  # of 4
+        send(f"{url}/predict", b"x", {"Content-Type": "application/json"})
+    assert auditor.monitor.counts["seen"] == 0

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from modeling_mevit.early_exit.monitoring import PromiseMonitor
 from modeling_mevit.scale.results import COLUMNS, ScoringReport, Summary, open_results, write_results
 
 
@@ -68,3 +69,18 @@ def test_the_report_is_a_sentence():
     )
     nothing = ScoringReport("photos", "out", Summary(), 300, 1.0, 0.0, {})
     assert str(nothing) == "All 300 images of photos are in out already."
+
+
+def test_the_report_says_what_the_audit_found():
+    monitor = PromiseMonitor(0.02, seed=0)
+    monitor.update([1] * 1200, [1] * 1199 + [2])
+    settings = ("photos", "out", Summary(1200, 0, None, {6: 1200}))
+    report = ScoringReport(*settings, 0, 21.4, 20.0, {6: 0.4}, monitor.disagreement)
+    assert str(report).endswith(
+        " The rows are in out. 1,200 images were audited, of which 1 got another label from the full run. "
+        f"Disagreement{str(monitor.disagreement).removeprefix('disagreement')}"
+    )
+    continued = ScoringReport(*settings, 300, 21.4, 20.0, {6: 0.4}, monitor.disagreement)
+    assert "another label from the full run; the 300 that were there already do not count. Dis" in str(continued)
+    done = ScoringReport("photos", "out", Summary(), 300, 1.0, 0.0, {}, PromiseMonitor(0.02).disagreement)
+    assert str(done) == "All 300 images of photos are in out already, and none was audited."

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from modeling_mevit.early_exit.monitoring import PromiseMonitor
 from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
 from modeling_mevit.scale import files
 from modeling_mevit.scale.score import ScoringActor, score
-from modeling_mevit.scale.scorers import scores_of
+from modeling_mevit.scale.scorers import promise_monitor, scores_of
 from modeling_mevit.scale.sources import list_images
 from tests.helpers.dying_actors import AlwaysDies, DiesOfAnImage
 from tests.helpers.images import write_image
@@ -84,8 +86,13 @@ def test_scores_a_folder_and_then_what_is_missing(local_ray, mevit, spread, nois
     for file in lost:
         file.unlink()
     kept = {file: file.stat().st_mtime_ns for file in output.iterdir()}
-    report = score(str(spread), f"{noises}/**/*", str(output), batch_size=4, actors=1)
+    settings = {"audit": 1.0, "max_disagreement": 0.02}
+    report = score(str(spread), f"{noises}/**/*", str(output), batch_size=4, actors=1, **settings)
     assert (report.summary.images, report.before) == (missing, 62 - missing)
+    assert report.disagreement.tested == missing - report.summary.errors > 0
+    assert f"; the {62 - missing} that were there already do not count. Disagreement: " in str(report)
+    _, out = mevit("score", spread, noises, output, "--audit", 0.1, "--max-disagreement", 0.02)
+    assert out == f"All 62 images of {noises} are in {output} already, and none was audited.\n"
     assert {file: file.stat().st_mtime_ns for file in output.iterdir() if file in kept} == kept
     check(rows_of(output), expected)
 
@@ -122,17 +129,21 @@ def _wait_for_the_end_of_writers(output: Path) -> None:
 
 
 def test_parquet_with_images_and_a_checkpoint(
-    local_ray, mevit, spread, processor, thresholds, noises, expected, tmp_path
+    local_ray, mevit, spread, processor, thresholds, noises, expected, disagreements, tmp_path
 ):
-    """A checkpoint and its export say the same, of files and of what Parquet holds."""
+    """A checkpoint and its export say the same, of files and of what Parquet holds, and so do audits."""
     checkpoint, table, output = tmp_path / "checkpoint", tmp_path / "images.parquet", tmp_path / "scores"
     model = tiny_model(exit_thresholds=thresholds, early_exit=True)
     model.save_pretrained(checkpoint)
     processor.save_pretrained(checkpoint)
     images = [{"bytes": file.read_bytes(), "path": file.name} for file in readable(noises)]
     pq.write_table(pa.table({"image": images}), table, row_group_size=25)
-    code, out = mevit("score", checkpoint, table, output, "--batch-size", 8, "--actors", 1, "--memory", 0.5)
+    options = ["--batch-size", 8, "--actors", 1, "--memory", 0.5, "--audit", 1, "--max-disagreement", 0.02]
+    code, out = mevit("score", checkpoint, table, output, *options)
     assert code == 0 and "could not be scored" not in out
+    lost = sum(disagreements.values())
+    assert f"60 images were audited, of which {lost} got another label from the full run. Disagreement: " in out
+    assert "at most 2.00% is allowed. ALARM since image " in out
     check(rows_of(output), {f"{table}#{row}": one for row, one in enumerate(expected.values())})
     with pytest.raises(ValueError, match="OUTPUT must be of this model as it is calibrated now"):
         score(str(spread), str(table), str(output))
@@ -151,19 +162,55 @@ def test_a_model_that_does_not_leave_early_takes_the_last_exit(spread, noises, t
 
 def scored_here(checkpoint: Path, noises: Path, output: Path, batch_size: int = 7) -> dict[str, dict]:
     """What an actor writes, without Ray."""
-    actor = ScoringActor(str(checkpoint), str(output), "model", batch_size, 1, False, None)
+    return audited_here(checkpoint, noises, output, batch_size, None)[0]
+
+
+def audited_here(
+    checkpoint: Path, noises: Path, output: Path, batch_size: int, monitor: PromiseMonitor | None
+) -> tuple[dict[str, dict], dict | None]:
+    """The same, and what its monitor counted."""
+    actor = ScoringActor(str(checkpoint), str(output), "model", batch_size, 1, False, None, monitor)
     listed = list_images(f"{noises}/?/0*.png")
-    summary = json.loads(actor(listed)["summary"][0].as_py())
-    assert summary["images"] == len(listed)
+    row = actor(listed)
+    assert json.loads(row["summary"][0].as_py())["images"] == len(listed)
     (part,) = output.glob("part-*")
     table = pq.read_table(part)
     assert table["path"] == listed["path"]
-    return {row["path"]: row for row in table.to_pylist()}
+    return {row["path"]: row for row in table.to_pylist()}, json.loads(row["counted"][0].as_py() or "null")
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_rows_do_not_depend_on_the_batch(spread, noises, expected, tmp_path, batch_size):
     check(scored_here(spread, noises, tmp_path, batch_size), expected)
+
+
+@pytest.mark.parametrize("batch_size", [7, 100])
+def test_an_audit_counts_those_that_are_drawn_and_changes_no_row(
+    promised, noises, expected, disagreements, tmp_path, batch_size
+):
+    totals = {}
+    for seed in (0, 0, 1):
+        monitor = promise_monitor(str(promised), 0.5, seed=seed)
+        output = Path(tempfile.mkdtemp(dir=tmp_path))
+        rows, state = audited_here(promised, noises, output, batch_size, monitor)
+        check(rows, expected)
+        drawer = monitor.for_replica(state["seed"])
+        sizes = [batch_size] * (60 // batch_size) + [60 % batch_size] * (60 % batch_size > 0)
+        drawn = np.concatenate([drawer.draw(size) for size in sizes])
+        monitor.merge(state)
+        counts = monitor.counts
+        assert counts["seen"] == 60 and 15 < counts["audited"] == drawn.sum() < 45
+        assert counts["disagreements"] == (drawn & list(disagreements.values())).sum()
+        assert totals.setdefault(seed, drawn.tolist()) == drawn.tolist()  # the same images of the same seed
+    assert totals[0] != totals[1]
+
+
+def test_where_nothing_was_promised_there_is_no_audit(mevit, spread, noises, tmp_path):
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--audit", 0.1)
+    assert code.startswith("mevit: error: --audit needs a promise in ") and "\n" not in code
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--max-disagreement", 0.1)
+    assert code == "mevit: error: --max-disagreement is for --audit, which is not given, got 0.1."
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_result_that_is_not_a_number_is_an_error(spread, noises, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from PIL import Image
 
 from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.scale.requests import Limits
-from modeling_mevit.scale.scorers import scores_of
+from modeling_mevit.scale.scorers import promise_monitor, scores_of
 from modeling_mevit.scale.serve import TOKEN, RunningService, Service, serving, token_from_environment
 from tests.helpers.http import as_form, as_json, encoded, running, send
 from tests.helpers.images import noise
@@ -197,6 +197,33 @@ def test_health_is_that_of_every_segment(service):
     assert 503 in statuses and send(f"{url}healthz").status == 200
 
 
+def test_audits_are_counted_beside_the_same_answers(
+    local_ray, promised, images, expected, disagreements, tmp_path, caplog
+):
+    """Of an export whose thresholds were falsified, in two segments."""
+    state = tmp_path / "monitor.json"
+    settings = {"segments": [2], "audit": 1.0, "audit_state": str(state), "limits": Limits(1, 8, 20)}
+    with served(promised, **settings) as service:
+        for start in range(0, len(images), 6):
+            reply = send(f"{service.url}predict", *as_form(images[start : start + 6]))
+            check(reply.content["predictions"], expected[start : start + 6])
+        until = time.monotonic() + 120
+        while (audited := metric(service.url, "mevit_audited_images_total")) < len(images):
+            assert time.monotonic() < until, audited
+            time.sleep(0.2)
+        assert metric(service.url, "mevit_disagreements_total") == sum(disagreements.values())
+        assert metric(service.url, "mevit_promise_alarm") == 1
+        assert metric(service.url, 'mevit_audits_dropped_total{reason="failed"}') == 0
+        (told,) = [record.message for record in caplog.records if "ALARM" in record.message]
+        assert "at most 2.00% was promised. ALARM since image" in told
+    # the next one goes on from there
+    monitor = promise_monitor(str(promised), 0.01)
+    monitor.restore(state)
+    counts = monitor.counts
+    assert (counts["seen"], counts["audited"]) == (len(images), len(images))
+    assert counts["disagreements"] == sum(disagreements.values()) and monitor.alarm
+
+
 def listening(process: int) -> dict[str, set[int]]:
     """Address → ports on which a process and those it started listen."""
     out = subprocess.run(["ss", "-Hltnp"], capture_output=True, text=True, check=True).stdout
@@ -283,6 +310,8 @@ def test_a_ray_that_others_could_reach_does_not_serve(local_ray, mevit, spread, 
         ({"queue": 8}, "queue must be at least the images of a request, 32, got 8"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"deadline": -1.0}, "deadline must be above 0"),
+        ({"max_disagreement": 0.1}, "--max-disagreement is for --audit, which is not given, got 0.1"),
+        ({"audit_state": "state.json"}, "--audit-state is for --audit, which is not given, got state.json"),
     ],
 )
 def test_services_that_cannot_be_are_named(spread, settings, message):
@@ -315,6 +344,9 @@ def test_a_token_of_spaces_is_not_none(spread, monkeypatch):
         (["EXPORT", "--segments", "3,2"], r"in ascending order, got \[3, 2\]"),
         (["--segments", "2", "x", "EXPORT"], "EXPORT must be one directory, got 2: x, "),
         (["EXPORT", "--host", "192.0.2.1"], "--host 192.0.2.1 needs a token"),
+        (["EXPORT", "--audit", "0.01"], "--audit needs a promise in .*, or --max-disagreement"),
+        (["EXPORT", "--audit", "2", "--max-disagreement", "0.1"], "audit must be above 0 and at most 1, got 2.0"),
+        (["EXPORT", "--audit", "0.1", "--max-disagreement", "0"], "max_disagreement must be between 0 and 1, got 0"),
     ],
 )
 def test_bad_input_ends_with_one_line(mevit, spread, noises, words, message):
