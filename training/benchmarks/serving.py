@@ -53,6 +53,7 @@ from modeling_mevit.scale.serve import Service, serving
 PARTS = ("score", "memory", "serve", "states", "front")
 MACHINES = (1, 10, 1000)
 MANY_IMAGES = 10_000_000
+CORES = os.cpu_count() or 1
 CLIENT = Path(__file__).with_name("serving_clients.py")
 MIB = 2**20
 
@@ -125,7 +126,7 @@ def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str,
     return {
         "images": len(files),
         "image_bytes": float(np.mean([file.stat().st_size for file in files])),
-        "cores": os.cpu_count(),
+        "images_per_second_per_core": report.images_per_second / CORES,
         "loop_images_per_second": loops,
         "score_images_per_second": report.images_per_second,
         "overhead": median(loops) / report.images_per_second - 1,
@@ -174,7 +175,9 @@ def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict
     for name, export, cuts, kills in ways:
         with running_service(export, cuts) as url, killing(arguments.kill_every if kills else None) as killed:
             asked = run_clients(url, work / "asked", arguments)
-        rows.append({"name": name, "segments": cuts, "killed": len(killed), **asked})
+        rows.append(
+            {"name": name, "segments": cuts, "killed": len(killed), **asked, "per_core": asked["per_second"] / CORES}
+        )
     return rows
 
 
@@ -223,7 +226,7 @@ def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             if one["killed"] or not (states and "front" in results):
                 continue
             rate = machines * one["per_second"]
-            moved = {state["after_exit"]: state["bytes"] * state["goes_on"] for state in states}
+            moved = {state["after_exit"]: state["bytes_per_image"] for state in states}
             moved_here = sum(moved[cut] for cut in one["segments"] if cut in moved)
             rows["serving"].append(
                 {
@@ -254,6 +257,7 @@ def measure_states(arguments: ServingBenchmarkArguments, work: Path) -> list[dic
                 "after_exit": layer,
                 "bytes": sum(array.nbytes for array in state),
                 "goes_on": float((exit_layer > layer).mean()),  # of all images
+                "bytes_per_image": sum(array.nbytes for array in state) * float((exit_layer > layer).mean()),
             }
         )
     return rows
@@ -338,7 +342,7 @@ def tables(results: dict[str, Any]) -> str:
         loops = ", ".join(f"{rate:.1f}" for rate in one["loop_images_per_second"])
         lines += [
             f"`mevit score`: {one['score_images_per_second']:.1f} images a second while its actors run "
-            f"({one['score_images_per_second'] / one['cores']:.1f} per core), plain loop {loops}: overhead "
+            f"({one['images_per_second_per_core']:.1f} per core), plain loop {loops}: overhead "
             f"{one['overhead']:.1%}; {one['other_answers']} of {one['images']} answers differ.",
             one["sentence"],
         ]
@@ -363,7 +367,7 @@ def tables(results: dict[str, Any]) -> str:
         ]
         lines += [
             f"| {row['after_exit']} | {row['bytes'] / 1024:.0f} | {row['goes_on']:.1%} | "
-            f"{row['bytes'] * row['goes_on'] / 1024:.1f} |"
+            f"{row['bytes_per_image'] / 1024:.1f} |"
             for row in rows
         ]
     if one := results.get("front"):

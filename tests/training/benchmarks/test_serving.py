@@ -83,7 +83,7 @@ def test_tables_tell_what_was_measured():
         "score": {
             "images": 1000,
             "image_bytes": 4000.0,
-            "cores": 2,
+            "images_per_second_per_core": 24.5,
             "loop_images_per_second": [50.0, 52.0],
             "score_images_per_second": 49.0,
             "overhead": 0.0408,
@@ -92,7 +92,7 @@ def test_tables_tell_what_was_measured():
         },
         "memory": {"images": 20_000, "peak_mib_by_tenth": [700.2, 701.0]},
         "serve": [{**row, "refused": 3}],
-        "states": [{"after_exit": 6, "bytes": 102_400, "goes_on": 0.251}],
+        "states": [{"after_exit": 6, "bytes": 102_400, "goes_on": 0.251, "bytes_per_image": 25_702.4}],
     }
     text = serving.tables(results)
     assert "49.0 images a second while its actors run (24.5 per core), plain loop 50.0, 52.0: overhead 4.1%" in text
@@ -110,9 +110,9 @@ def test_growth_is_arithmetic_on_what_was_measured():
             {"name": "cascade in segments, replicas killed", "segments": [6, 9, 12], "killed": 3, "per_second": 20.0},
         ],
         "states": [
-            {"after_exit": 6, "bytes": 100_000, "goes_on": 0.5},
-            {"after_exit": 8, "bytes": 100_000, "goes_on": 0.4},
-            {"after_exit": 9, "bytes": 100_000, "goes_on": 0.1},
+            {"after_exit": 6, "bytes_per_image": 50_000},
+            {"after_exit": 8, "bytes_per_image": 40_000},
+            {"after_exit": 9, "bytes_per_image": 10_000},
         ],
         "front": {"per_second": 500.0},
     }
