@@ -1,6 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Actors that end their process, which Ray imports elsewhere."""
+"""An actor that ends its process, which Ray imports elsewhere."""
 
 import os
 import signal
@@ -16,10 +16,3 @@ class DiesOfAnImage(ScoringActor):
         if path.endswith("killer.png"):
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._read(path, content)
-
-
-class AlwaysDies(ScoringActor):
-    """As where memory does not suffice for the model."""
-
-    def __call__(self, images: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGKILL)
