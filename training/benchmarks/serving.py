@@ -223,7 +223,7 @@ def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
                 }
             )
         for one in results.get("serve", []):
-            if one["killed"] or not (states and "front" in results):
+            if one["name"].endswith("replicas killed") or not (states and "front" in results):
                 continue
             rate = machines * one["per_second"]
             moved = {state["after_exit"]: state["bytes_per_image"] for state in states}
