@@ -20,7 +20,9 @@ _WILDCARD = re.compile(r"[*?\[]")
 
 
 def full_name(name: str) -> str:
-    """A name as users write it, as all functions here take it."""
+    """A name as users write it, as all functions here take it; raises a `ValueError` where it is not of UTF-8."""
+    if not _is_utf8(name):
+        raise ValueError(f"a name must be UTF-8, got {os.fsencode(name)!r}; rename it.")
     if name.startswith("file://"):
         name = name.removeprefix("file://")
     return name if is_remote(name) else os.path.abspath(os.path.expanduser(name))
@@ -37,15 +39,16 @@ def read_file(name: str) -> bytes:
     Raises:
         OSError: where it cannot be read.
     """
-    with open_file(name) as file:
+    with _named(name, "read"), open_file(name) as file:
         content: bytes = file.readall()
     return content
 
 
 def open_file(name: str) -> pa.NativeFile:
     """A file to read at any place of it; raises an `OSError` where it cannot be."""
-    store, path = _in_store(name)
-    return store.open_input_file(path)
+    with _named(name, "read"):
+        store, path = _in_store(name)
+        return store.open_input_file(path)
 
 
 def write_file(name: str, content: bytes) -> None:
@@ -88,25 +91,55 @@ def make_directory(name: str) -> None:
 
 def kind_of(name: str) -> fs.FileType:
     """Whether a name is that of a file, a directory or nothing."""
-    store, path = _in_store(name)
-    with _named(name):
+    with _named(name, "read"):
+        store, path = _in_store(name)
         return store.get_file_info(path).type
 
 
 def files_below(directory: str) -> Iterator[str]:
     """Names of the files in a directory and in those below it, in order, without hidden ones; listed one directory
-    after another, so that no more than one is held."""
-    store, path = _in_store(directory)
-    with _named(directory):
-        found = store.get_file_info(fs.FileSelector(path))
+    after another, so that no more than one is held.
+
+    Links to directories are followed, and a directory that several names lead to is listed by the first of them. In a
+    name that is not UTF-8, `\\xff` stands for such a byte; the file cannot be opened by it.
+    """
+    return _files_below(directory, set())
+
+
+def _files_below(directory: str, listed: set[str]) -> Iterator[str]:
+    if not is_remote(directory):
+        where = os.path.realpath(directory)
+        if where in listed:
+            return
+        listed.add(where)
     home = directory.rstrip("/")
-    entries = sorted((info.base_name, info.type) for info in found if not info.base_name.startswith("."))
-    del found
-    for name, kind in entries:
-        if kind == fs.FileType.Directory:
-            yield from files_below(f"{home}/{name}")
+    for name, is_directory in _entries(directory):
+        if is_directory:
+            yield from _files_below(f"{home}/{name}", listed)
         else:
             yield f"{home}/{name}"
+
+
+def _entries(directory: str) -> list[tuple[str, bool]]:
+    """Names in a directory, in order, without hidden ones; and whether each is a directory."""
+    with _named(directory, "listed"):
+        if is_remote(directory):
+            store, path = _in_store(directory)
+            found = store.get_file_info(fs.FileSelector(path))
+            entries = [(info.base_name, info.type == fs.FileType.Directory) for info in found]
+        else:
+            with os.scandir(directory) as local:
+                entries = [(_as_utf8(entry.name), entry.is_dir()) for entry in local]
+    return sorted(entry for entry in entries if not entry[0].startswith("."))
+
+
+def _as_utf8(name: str) -> str:
+    return name if _is_utf8(name) else os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether no byte of a file's name had to be replaced, as Python does with those that are not UTF-8."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def files_matching(pattern: str) -> Iterator[str]:
@@ -134,12 +167,15 @@ _PART = ".unfinished-"
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Names the file where Arrow's error does not."""
+def _named(name: str, done: str) -> Iterator[None]:
+    """Raises an `OSError` that names the file, whatever else a store raises."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        raise OSError(f"{name} cannot be listed: {error}") from error
+    except Exception as error:  # a client of a store has errors of its own
+        reason = str(error) or type(error).__name__
+        if isinstance(error, OSError) and name in reason:
+            raise
+        raise OSError(f"{name} cannot be {done}: {reason}") from error
 
 
 def _in_store(name: str) -> tuple[fs.FileSystem, str]:

@@ -11,8 +11,9 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DISCARDED = 2.0  # seconds that the rest of a refused request is listened to, so that its sender hears the refusal
 RETRY_AFTER = 1  # seconds
+
+T = TypeVar("T")
 
 
 class Front:
@@ -62,6 +65,9 @@ class Front:
         self.limits, self.queue, self.deadline, self.token = limits, queue, deadline, token
         self.auditor = auditor
         self.accepted = 0  # images
+        # Decoding base64 and reading headers must not hold up other requests, nor `/healthz`, which has other threads.
+        # One is enough: what it does keeps Python's lock, and Pillow's warnings are silenced for all threads together.
+        self._reader = ThreadPoolExecutor(1)
         self.app = Starlette(
             routes=[
                 Route("/predict", self._guarded(self._predict), methods=["POST"]),
@@ -97,14 +103,27 @@ class Front:
         until = time.monotonic() + self.deadline
         async with self._place(1):
             body = await self._body(request, until)
-            # in a thread: decoding base64 and reading headers must not hold up others
             content_type = request.headers.get("content-type", "")
-            images = await asyncio.to_thread(read_images, body, content_type, self.limits)
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._reader, read_images, body, content_type, self.limits
+            )
             del body
+            images = await self._in_time(reading, until)
             async with self._place(len(images) - 1):
                 with self._audited(images):
-                    outcomes = await self._in_time(asyncio.gather(*map(self.classify, images)), until)
-        return JSONResponse({"predictions": [self._prediction(outcome) for outcome in outcomes]})
+                    outcomes = await self._in_time(self._outcomes(images), until)
+        answers = [self._answer(outcome) for outcome in outcomes]  # all of them, before one is counted
+        return JSONResponse({"predictions": [self._prediction(answer) for answer in answers]})
+
+    async def _outcomes(self, images: Sequence[NamedContent]) -> list[Answer | Failed]:
+        """What becomes of images. When it ends, in whatever way, none of them runs any more."""
+        running = [asyncio.ensure_future(self.classify(image)) for image in images]
+        try:
+            return await asyncio.gather(*running)
+        finally:
+            for one in running:
+                one.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     @contextmanager
     def _audited(self, images: Sequence[NamedContent]) -> Iterator[None]:
@@ -119,14 +138,16 @@ class Front:
         finally:
             self.auditor.begin(chosen)
 
-    def _prediction(self, outcome: Answer | Failed) -> dict[str, Any]:
-        """What an answer says, for the client, and counted.
+    def _answer(self, outcome: Answer | Failed) -> Answer:
+        """Raises a `Refusal` where there is no answer."""
+        if not isinstance(outcome, Failed):
+            return outcome
+        if outcome.is_clients_fault:
+            raise Refusal(400, outcome.reason)
+        raise Refusal(503, outcome.reason, RETRY_AFTER)
 
-        Raises:
-            Refusal: where there is none.
-        """
-        if isinstance(outcome, Failed):
-            raise Refusal(400 if outcome.is_clients_fault else 503, outcome.reason)
+    def _prediction(self, outcome: Answer) -> dict[str, Any]:
+        """What an answer says, for the client, and counted."""
         self.metrics.left(outcome.exit_layer, outcome.borderline)
         return {
             "label": outcome.label,
@@ -171,9 +192,9 @@ class Front:
         except asyncio.TimeoutError as error:  # noqa: UP041  Python 3.10 has two
             raise Refusal(408, f"the request must arrive within {self.deadline:g} s, and did not") from error
 
-    async def _in_time(self, outcomes: Awaitable[list[Answer | Failed]], until: float) -> list[Answer | Failed]:
+    async def _in_time(self, result: Awaitable[T], until: float) -> T:
         try:
-            return await asyncio.wait_for(outcomes, until - time.monotonic())
+            return await asyncio.wait_for(result, until - time.monotonic())
         except asyncio.TimeoutError as error:  # noqa: UP041  Python 3.10 has two
             reason = f"no answer within {self.deadline:g} s; the request was accepted and is given up, try again"
             raise Refusal(503, reason, RETRY_AFTER) from error

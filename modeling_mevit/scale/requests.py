@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a client may send: images in a form or in JSON, within limits. None of it is written, unpickled or evaluated.
 
-An image's size is read from its header and checked before any of its pixels is decoded.
+An image's size is read from its header and checked before any of its pixels is decoded. A header may be in so many
+pieces, and no more: Pillow takes quadratic time for those of one kind.
 """
 
 import base64
@@ -22,9 +23,14 @@ from python_multipart.multipart import parse_options_header
 from .scorers import NamedContent
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # that are decoded
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # that are decoded
+HEADER_READS = 1000  # of an image's header, each some bytes long; a segment of a JPEG takes four
 FORM, JSON = "multipart/form-data", "application/json"
 HOW_TO_SEND = f'send image files as {FORM}, or {JSON} such as {{"image": BASE64}} or {{"images": [BASE64, BASE64]}}'
+
+
+class HeaderTooLong(ValueError):
+    """A header is in more pieces than any that is meant to be read."""
 
 
 class Refusal(Exception):
@@ -93,18 +99,35 @@ def open_image(image: NamedContent) -> Image.Image:
     """An image file of one of `FORMATS`, of which only the header is read.
 
     Raises:
-        ValueError: where it is none.
+        ValueError: where it is none, or its header is too long.
         Image.DecompressionBombError: where it is too large even for Pillow.
     """
-    image.seek(0)
+    file = _CountingReads(image)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit on megapixels is stricter
-            return Image.open(image, formats=FORMATS)
-    except Image.DecompressionBombError:
+            warnings.simplefilter("ignore")  # of each malformed tag, and of a size on which ours is the stricter limit
+            opened = Image.open(file, formats=FORMATS)
+    except (HeaderTooLong, Image.DecompressionBombError):
         raise
     except Exception as error:  # Pillow's plugins raise whatever a broken file leads to
         raise ValueError(f"{image.name} must be one of {', '.join(FORMATS)}, and is not readable as any") from error
+    file.reads_left = None
+    return opened
+
+
+class _CountingReads(NamedContent):
+    """An image file that is read so many times at most, as long as `reads_left` is a number."""
+
+    def __init__(self, image: NamedContent):
+        super().__init__(image.getvalue(), image.name)
+        self.reads_left: int | None = HEADER_READS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.reads_left is not None:
+            self.reads_left -= 1
+            if self.reads_left < 0:
+                raise HeaderTooLong(f"{self.name} must have a header that is read in {HEADER_READS} pieces at most")
+        return super().read(size)
 
 
 def is_authorized(authorization: str, token: str) -> bool:

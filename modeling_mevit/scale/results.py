@@ -173,13 +173,35 @@ def write_results(directory: str, model: str, results: pa.Table) -> None:
     Raises:
         OSError: where it cannot be written.
     """
-    digest = hashlib.sha256()
-    for path in results["path"].to_pylist():
-        digest.update(path.encode() + b"\0")
     buffer = io.BytesIO()
     pq.write_table(results.replace_schema_metadata({_MODEL: model}), buffer, compression="zstd")
+    files.write_file(_file_of(directory, results), buffer.getvalue())
+
+
+def written_results(directory: str, images: pa.Table) -> pa.Table | None:
+    """The rows of images that have a file of their own, by their paths; None where they have none."""
+    file = _file_of(directory, images)
+    if files.kind_of(file) == fs.FileType.NotFound:
+        return None
+    return pq.read_table(io.BytesIO(files.read_file(file)))
+
+
+def failed_results(images: pa.Table, error: str) -> pa.Table:
+    """Rows of images that could not be scored, all for the same reason."""
+    count = len(images)
+    return pa.table(
+        [images["path"], *(pa.nulls(count, kind.type) for kind in list(COLUMNS)[1:-1]), pa.repeat(error, count)],
+        COLUMNS,
+    )
+
+
+def _file_of(directory: str, images: pa.Table) -> str:
+    """The file that images have, by their paths."""
+    digest = hashlib.sha256()
+    for path in images["path"].to_pylist():
+        digest.update(path.encode() + b"\0")
     start, end = _PARTS
-    files.write_file(f"{directory}/{start}{digest.hexdigest()[:24]}{end}", buffer.getvalue())
+    return f"{directory}/{start}{digest.hexdigest()[:24]}{end}"
 
 
 def _paths(file: str, model: str) -> pa.ChunkedArray:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -29,8 +30,16 @@ from .._extras import MissingExtraError
 from ..atomic import locked
 from ..early_exit.monitoring import PromiseMonitor
 from . import files
-from .cluster import connected
-from .results import COLUMNS, ScoringReport, Summary, open_results, write_results
+from .cluster import GIB, connected, environment, resources, room
+from .results import (
+    COLUMNS,
+    ScoringReport,
+    Summary,
+    failed_results,
+    open_results,
+    write_results,
+    written_results,
+)
 from .scorers import (
     NOT_A_NUMBER,
     NamedContent,
@@ -41,12 +50,13 @@ from .scorers import (
     open_scorer,
     promise_monitor,
 )
-from .sources import contents, list_images
+from .sources import Contents, list_images
 
 
-GIB = 2**30
 MOST_ROWS = 2048  # of a block, which is a file of the results
 BLOCKS_PER_ACTOR = 8  # at least, so that all end at about the same time
+ATTEMPTS = 3  # at a block whose actor dies
+PIECES = 16  # that such a block is then cut into
 
 
 def score(
@@ -106,7 +116,8 @@ def score(
         summary, running = Summary(), 0.0
         if len(missing):
             # Ray warns of each actor whose arguments it keeps; what goes wrong arrives as an exception too
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            logs = {"RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "fatal")}
+            stack.enter_context(environment(**logs))
             stack.enter_context(connected(cluster))
             settings = {
                 "checkpoint": absolute(checkpoint),
@@ -118,14 +129,15 @@ def score(
                 "image_column": image_column,
                 "monitor": monitor,
             }
-            count = actors or _room(cpus, gpus, memory)
+            count = _actors(actors, cpus, gpus, memory or 0)
             blocks = _blocks(missing, min(count, ceil(len(missing) / batch_size)), batch_size)
             with tqdm(total=len(missing), desc="score", unit="image") as bar:
                 for one, began_running, counted in _run(blocks, count, cpus, gpus, memory, settings):
                     summary.add(one)
-                    if monitor is not None:
+                    if monitor is not None and counted is not None:
                         # A block is counted as soon as it is scored, which takes as long whatever its audits found;
-                        # one that is lost and scored again is counted once, with its rows.
+                        # one that is lost and scored again is counted once, with its rows,
+                        # and one whose actor died once these were written is not.
                         monitor.merge(counted)
                     running = max(running, time.time() - began_running)
                     bar.update(one.images)
@@ -136,8 +148,8 @@ def score(
 class ScoringActor:
     """Holds a model, scores blocks of listed images and writes each block's rows to a file of its own.
 
-    The model is loaded with the first block, and what cannot be loaded, read or written is told in place of a summary:
-    Ray would try again, and lose what was raised.
+    The model is loaded with the first block, and what cannot be loaded, read or written is told in place of a summary.
+    Ray would lose what was raised, and take it for a block whose actor dies.
     """
 
     def __init__(
@@ -153,7 +165,7 @@ class ScoringActor:
     ):
         self._open = partial(open_scorer, checkpoint, threads, on_gpu)
         self.directory, self.model = directory, model
-        self.batch_size, self.image_column, self.monitor = batch_size, image_column, monitor
+        self.batch_size, self.contents, self.monitor = batch_size, Contents(image_column), monitor
         self.readers = ThreadPoolExecutor(threads)
 
     @cached_property
@@ -167,25 +179,29 @@ class ScoringActor:
         return time.time()
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Scores listed images. Gives one row: their summary, when this actor had its model, what failed, and what a
-        monitor of this block alone counted."""
+        """Scores listed images. Gives one row: the first image's path, by which a block is known, the summary of all,
+        when this actor had its model, what failed, and what a monitor of this block alone counted."""
+        first = images["path"][0].as_py()
         try:
             began = self.began
             monitor = None if self.monitor is None else self.monitor.for_replica(_seed_of(self.monitor, images))
             results = pa.concat_tables(self._score(images, monitor))
             write_results(self.directory, self.model, results)
         except (OSError, ValueError, MissingExtraError) as error:
-            return self._row("", 0.0, str(error))
+            return self._row(first, "", 0.0, str(error))
+        except Exception as error:  # of the model, such as where its memory does not suffice
+            return self._row(first, "", 0.0, f"scoring failed: {type(error).__name__}: {error}")
         counted = "" if monitor is None else json.dumps(monitor.state())
-        return self._row(Summary.of(results).to_json(), began, "", counted)
+        return self._row(first, Summary.of(results).to_json(), began, "", counted)
 
-    def _row(self, summary: str, began: float, failure: str, counted: str = "") -> pa.Table:
-        return pa.table({"summary": [summary], "began": [began], "failure": [failure], "counted": [counted]})
+    def _row(self, first: str, summary: str, began: float, failure: str, counted: str = "") -> pa.Table:
+        columns = {"first": first, "summary": summary, "began": began, "failure": failure, "counted": counted}
+        return pa.table({name: [value] for name, value in columns.items()})
 
     def _score(self, images: pa.Table, monitor: PromiseMonitor | None) -> Iterator[pa.Table]:
         """Rows of results, a batch at a time, while the next one is read."""
         reading: list[tuple[str, Future[np.ndarray | str]]] = []
-        listed = contents(images, self.image_column)
+        listed = self.contents.of(images)
         while batch := list(islice(listed, self.batch_size)):
             next_reading = [(path, self.readers.submit(self._read, path, content)) for path, content in batch]
             if reading:
@@ -230,26 +246,29 @@ def _blocks(images: pa.Table, actors: int, batch_size: int) -> list[pa.Table]:
     """Cuts a list of images into blocks of whole batches: several for each actor, and none too large to lose."""
     rows = ceil(len(images) / (actors * BLOCKS_PER_ACTOR))
     rows = ceil(min(rows, MOST_ROWS) / batch_size) * batch_size
+    return _pieces(images, rows)
+
+
+def _pieces(images: pa.Table, rows: int) -> list[pa.Table]:
     return [images.slice(start, rows).combine_chunks() for start in range(0, len(images), rows)]
 
 
-def _room(cpus: int, gpus: float, memory: float | None) -> int:
-    """How many actors Ray has room for.
+def _actors(wanted: int | None, cpus: int, gpus: float, memory: float) -> int:
+    """How many actors there are to be: as many as wanted, or as Ray has room for.
 
     Raises:
-        ValueError: where it is none.
+        ValueError: where it has no room for them, for which they would wait.
     """
-    import ray
-
-    needed = {"CPU": cpus, "GPU": gpus, "memory": (memory or 0) * GIB}
-    there = ray.cluster_resources()
-    room = min(int(there.get(name, 0) / amount) for name, amount in needed.items() if amount)
-    if not room:
-        has = f"{there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs and {there['memory'] / GIB:.1f} GiB"
+    most = room(cpus, gpus, memory)
+    needs = f"{cpus} CPUs, {gpus:g} GPUs and {memory:g} GiB"
+    if not most:
+        raise ValueError(f"an actor must find {needs} on one machine; Ray has {resources()} to hand out.")
+    if wanted is not None and wanted > most:
         raise ValueError(
-            f"an actor must find {cpus} CPUs, {gpus:g} GPUs and {memory or 0:g} GiB; Ray has {has} to hand out."
+            f"--actors must be at most {most}, for which Ray has room with {needs} each, got {wanted}; it has "
+            f"{resources()} to hand out."
         )
-    return room
+    return wanted or most
 
 
 def _run(
@@ -258,28 +277,84 @@ def _run(
     """Has actors score blocks. Yields each block's summary, when its actor had its model, in seconds since 1970, and
     the state of its monitor, if it has one.
 
+    An image may end the process that reads it. A block with which actors die again and again is cut into pieces, down
+    to that image, which becomes a row with an error.
+
     Raises:
-        ValueError: what an actor could not do, or where actors die again and again.
+        ValueError: what an actor could not do, or where actors die with every block.
+    """
+    directory, model = settings["directory"], settings["model"]
+    has_scored = is_again = False
+    while blocks:
+        done = set()
+        for row in _pass(blocks, actors, cpus, gpus, memory, settings, waiting=not is_again):
+            done.add(row["first"])
+            yield Summary.from_json(row["summary"]), row["began"], json.loads(row["counted"] or "null")
+        lost = [block for block in blocks if block["path"][0].as_py() not in done]
+        has_scored = has_scored or bool(done)
+        if not has_scored and len(blocks) > 1:
+            raise ValueError(
+                f"actors must stay alive, and died with each of {len(blocks)} blocks, at {ATTEMPTS} attempts; they "
+                "may lack memory, of which --memory says how much each needs and --batch-size takes its share."
+            )
+        blocks = []
+        for block in lost:
+            results = written_results(directory, block)
+            if results is None and (len(block) > 1 or not is_again):
+                blocks += _pieces(block, ceil(len(block) / PIECES))
+                continue
+            if results is None:
+                results = failed_results(block, f"the process that read it died, at {ATTEMPTS} attempts")
+                write_results(directory, model, results)
+            yield Summary.of(results), float("inf"), None
+        is_again = True
+
+
+def _pass(
+    blocks: list[pa.Table],
+    actors: int,
+    cpus: int,
+    gpus: float,
+    memory: float | None,
+    settings: dict[str, Any],
+    waiting: bool,
+) -> Iterator[dict[str, Any]]:
+    """Has actors score blocks. Gives what they say, without blocks with which actors died again and again.
+
+    With `waiting`, an actor has its next block before it is done with one, and both die with it.
+
+    Raises:
+        ValueError: what an actor could not do.
     """
     import ray.data
+    from ray.util.annotations import RayDeprecationWarning
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the exception says the same
-    done = ray.data.from_arrow(blocks).map_batches(
-        ScoringActor,
-        fn_constructor_kwargs=settings,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(blocks))),
-        batch_size=None,
-        batch_format="pyarrow",
-        num_cpus=cpus,
-        num_gpus=gpus or None,
-        memory=None if memory is None else int(memory * GIB),
+    listed = ray.data.from_arrow(blocks)
+    context = listed.context
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    pool = ray.data.ActorPoolStrategy(
+        size=min(actors, len(blocks)), max_tasks_in_flight_per_actor=None if waiting else 1
     )
+    with warnings.catch_warnings():
+        # of the number of retries, which has no parameter of its own
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        done = listed.map_batches(
+            ScoringActor,
+            fn_constructor_kwargs=settings,
+            compute=pool,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=cpus,
+            num_gpus=gpus or None,
+            memory=None if memory is None else int(memory * GIB),
+            max_task_retries=ATTEMPTS - 1,
+        )
     try:
         for row in done.iter_rows():
             if row["failure"]:
                 raise ValueError(row["failure"])
-            yield Summary.from_json(row["summary"]), row["began"], json.loads(row["counted"] or "null")
+            yield row
     except ray.exceptions.RayError as error:
         raise ValueError(f"scoring failed: {error}") from error

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 from ray.serve._private import replica
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 
@@ -105,8 +105,8 @@ class Segment:
             failed = Failed(NOT_A_NUMBER, is_clients_fault=False)
             outcomes.append(failed if label is None else Answer(label, *numbers))
         for place, sample in enumerate(onward.tolist()):
-            reference = ray.put(rest.select(np.array([place])))
-            outcomes[sample] = Onward([reference], bool(output.borderline[sample]))
+            kept = _keep(rest.select(np.array([place])))
+            outcomes[sample] = kept if isinstance(kept, Failed) else Onward(kept, bool(output.borderline[sample]))
         return [Told(outcome, len(states)) for outcome in outcomes]
 
     def _advance_audited(self, state: CascadeState) -> Told:
@@ -116,7 +116,16 @@ class Segment:
         early = int(labels_of(output.logits)[0]) if left_here else None
         if self.is_last:
             return Told(Compared(early, int(rest.labels[0])), 0)
-        return Told(Audited([ray.put(rest)], early), 0)
+        kept = _keep(rest)
+        return Told(kept if isinstance(kept, Failed) else Audited(kept, early), 0)
+
+
+def _keep(state: CascadeState) -> list[Any] | Failed:
+    """An image's state in Ray's object store, as the next segment takes it."""
+    try:
+        return [ray.put(state)]
+    except (ObjectStoreFullError, OutOfDiskError):
+        return Failed("the states of images that go on have no room left; try again", is_clients_fault=False)
 
 
 def check_export(directory: str) -> None:
@@ -124,8 +133,9 @@ def check_export(directory: str) -> None:
 
     Raises:
         MissingExtraError: where what runs it is not installed.
-        ValueError: where it is damaged.
+        ValueError: where it is damaged, or replicas of this version of Ray cannot be closed to others.
     """
+    _close_port_of_replica()
     with extras_named(directory):
         Cascade(directory)
 
@@ -134,8 +144,13 @@ def _close_port_of_replica() -> None:
     """Has Ray Serve open a replica's port, for calls of a kind that is not made here, on the loopback address too.
 
     It would be on all addresses, and takes pickles, if only with Ray's token.
+
+    Raises:
+        ValueError: where this version of Ray opens it in another way.
     """
     if ray.util.get_node_ip_address() == LOOPBACK:
+        if not hasattr(replica, "add_port_to_grpc_server"):
+            raise ValueError(f"Ray must be 2.60, whose replicas' port is known how to close, got {ray.__version__}.")
         replica.add_port_to_grpc_server = lambda server, _: server.add_insecure_port(f"{LOOPBACK}:0")
 
 
@@ -213,8 +228,10 @@ async def _through(segment: Any, given: Any) -> Told:
     except asyncio.CancelledError:  # its time is over
         response.cancel()
         raise
-    except (DeploymentUnavailableError, RayTaskError):  # what segments themselves raise is a fault of ours
+    except RayTaskError:  # what segments themselves raise is a fault of ours
         raise
+    except DeploymentUnavailableError:  # replicas failed to start again and again
+        return Told(Failed("a segment has no replica that starts", is_clients_fault=False), 0)
     except (RayError, ReplicaUnavailableError):
         return Told(Lost(), 0)
     return told

@@ -4,6 +4,7 @@
 
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..hub import is_export
-from .cluster import LOOPBACK, connected
+from .cluster import LOOPBACK, check_is_closed, connected, resources, room
 from .requests import Limits
 
 
@@ -31,6 +32,8 @@ MOST_HEADERS = 2**16  # bytes of a request's headers
 KEEP_ALIVE = 5  # seconds
 HEALTH_CHECKS = 1.0  # seconds between them: how soon a dead replica is noticed
 SCALES_UP_AFTER, SCALES_DOWN_AFTER = 3.0, 60.0  # seconds
+
+_VISIBLE = re.compile("[!-~]+")
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,19 @@ class Service:
             if self.audit is None and getattr(self, name) is not None:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} is for --audit, which is not given, got {getattr(self, name)}.")
-        if self.token is not None and len(self.token) < SHORTEST_TOKEN:
+        if self.token is None:
+            return
+        if len(self.token) < SHORTEST_TOKEN:
             raise ValueError(f"{TOKEN} must have at least {SHORTEST_TOKEN} characters, got {len(self.token)}.")
+        if not _VISIBLE.fullmatch(self.token):  # others arrive in a header as something else, or not at all
+            raise ValueError(f"{TOKEN} must be of visible ASCII characters without spaces, and has others.")
 
 
 def token_from_environment() -> str | None:
-    """The token that requests must bear, taken out of the environment, which other processes inherit."""
-    return os.environ.pop(TOKEN, None) or None
+    """The token that requests must bear, taken out of the environment, which other processes inherit; without spaces
+    around it, which a header has none of either."""
+    token = os.environ.pop(TOKEN, "")
+    return token.strip() if token else None
 
 
 def serve(service: Service, cluster: str | None = None) -> None:
@@ -172,6 +181,9 @@ def serving(service: Service, cluster: str | None = None) -> Iterator[RunningSer
 
         from .segments import Pipeline
 
+        if cluster is None:
+            check_is_closed()  # where the program started Ray
+
         service_name = f"mevit-{secrets.token_hex(4)}"  # a cluster may have several
         names = [f"{service_name}-{exit_layers[stop - 1]}" for _, stop in places]
         with _deployed(service, directory, dict(zip(names, places, strict=True))) as handles:
@@ -229,11 +241,16 @@ def _deployed(service: Service, directory: str, segments: dict[str, tuple[int, i
     from .audits import AT_A_TIME
     from .segments import Segment, check_export
 
+    share = service.threads / len(segments)  # of CPUs: where one segment is busy, others are not
+    if room(share) < len(segments):
+        raise ValueError(
+            f"--threads must be at most the CPUs of one machine, got {service.threads}; Ray has {resources()} to hand "
+            "out."
+        )
     try:  # once, where replicas would try again and again
         ray.get(ray.remote(num_cpus=0)(check_export).remote(directory))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-    share = service.threads / len(segments)  # of CPUs: where one segment is busy, others are not
     most = service.replicas or max(1, int(ray.cluster_resources().get("CPU", 0)) // service.threads)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     # without proxies: requests arrive in this process

@@ -60,28 +60,44 @@ def list_images(source: str, image_column: str | None = None) -> pa.Table:
     return pa.table({"path": pc.unique(listed["path"])})
 
 
-def contents(images: pa.Table, image_column: str | None) -> Iterator[tuple[str, bytes | None]]:
-    """Names of listed images, in order, and what their files hold; None for those that are files themselves.
+class Contents:
+    """Reads what listed images hold.
 
-    A Parquet file is read a few rows at a time, whatever the size of its row groups.
+    A Parquet file is read a few rows at a time, whatever the size of its row groups. As these can be read from their
+    beginning alone, the next list goes on where the last one ended: lists that are in order read a group once.
 
-    Raises:
-        OSError: where a Parquet file cannot be read.
+    Args:
+        image_column: of Parquet files, see [`list_images`].
     """
-    paths = images["path"].to_pylist()
-    if "file" not in images.column_names:
-        yield from ((path, None) for path in paths)
-        return
-    file, group, at = None, None, 0
-    rows: Iterator[bytes] = iter(())
-    content = b""
-    places = (images[column].to_pylist() for column in ("file", "row_group", "row"))
-    for path, its_file, its_group, row in zip(paths, *places, strict=True):
-        if (its_file, its_group) != (file, group) or row < at:
-            file, group, rows, at = its_file, its_group, _rows(its_file, its_group, image_column), 0
-        while at <= row:
-            content, at = next(rows), at + 1
-        yield path, content
+
+    def __init__(self, image_column: str | None = None):
+        self.image_column = image_column
+        self._group: tuple[str, int] | None = None  # file and row group that is open
+        self._batches: Iterator[pa.Array] = iter(())
+        self._batch, self._start = pa.array([], pa.binary()), 0  # rows, and which of the group the first one is
+
+    def of(self, images: pa.Table) -> Iterator[tuple[str, bytes | None]]:
+        """Names of listed images, in order, and what their files hold; None for those that are files themselves.
+
+        Raises:
+            OSError: where a Parquet file cannot be read.
+        """
+        paths = images["path"].to_pylist()
+        if "file" not in images.column_names:
+            yield from ((path, None) for path in paths)
+            return
+        places = (images[column].to_pylist() for column in ("file", "row_group", "row"))
+        for path, file, group, row in zip(paths, *places, strict=True):
+            yield path, self._content(file, group, row)
+
+    def _content(self, file: str, group: int, row: int) -> bytes:
+        if self._group != (file, group) or row < self._start:
+            self._batches = _batches(file, group, self.image_column)
+            self._group, self._batch, self._start = (file, group), next(self._batches), 0
+        while row >= self._start + len(self._batch):
+            self._start, self._batch = self._start + len(self._batch), next(self._batches)
+        value = self._batch[row - self._start].as_py()
+        return (value.get("bytes") if isinstance(value, dict) else value) or b""  # nothing of those that are null
 
 
 def _names(source: str) -> Iterator[str]:
@@ -157,13 +173,10 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _rows(file: str, group: int, image_column: str | None) -> Iterator[bytes]:
-    """What the images of one row group of a Parquet file hold; nothing of those that are null."""
+def _batches(file: str, group: int, image_column: str | None) -> Iterator[pa.Array]:
+    """The images of one row group of a Parquet file, some rows at a time."""
     with files.open_file(file) as opened:
         parquet = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)
         column = _column(file, parquet.schema_arrow, image_column)
-        is_struct = pa.types.is_struct(parquet.schema_arrow.field(column).type)
         for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
-            for value in batch.column(column):
-                content = value.as_py()
-                yield ((content or {}).get("bytes") if is_struct else content) or b""
+            yield batch.column(column)

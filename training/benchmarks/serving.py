@@ -11,36 +11,49 @@
   second, median and 99th percentile of their latency; the same for the plain ViT, which is the cascade run to its end
   without asking an exit, served in the same way; and the same while a replica is killed every few seconds.
 - `states`: the bytes that an image's state takes from one segment to the next, and the share of images that go on.
+- `front`: the same closed loop on the process that speaks HTTP, without a model: what it answers at most.
+
+From all of these, `growth` says on paper what as many machines of this kind would do.
 """
 
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import uvicorn
 from transformers import HfArgumentParser
 
 from modeling_mevit.data.demo import demo_images
 from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.reports.environment import environment_info
-from modeling_mevit.scale.score import score
+from modeling_mevit.scale.front import Front
+from modeling_mevit.scale.metrics import Metrics
+from modeling_mevit.scale.outcomes import Answer
+from modeling_mevit.scale.requests import Limits
+from modeling_mevit.scale.score import MOST_ROWS, score
 from modeling_mevit.scale.scorers import CascadeScorer
 from modeling_mevit.scale.serve import Service, serving
 
 
-PARTS = ("score", "memory", "serve", "states")
+PARTS = ("score", "memory", "serve", "states", "front")
+MACHINES = (1, 10, 1000)
+MANY_IMAGES = 10_000_000
+CORES = os.cpu_count() or 1
 CLIENT = Path(__file__).with_name("serving_clients.py")
 MIB = 2**20
 
@@ -112,6 +125,8 @@ def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str,
     rows = pq.read_table(work / "scores").to_pylist()
     return {
         "images": len(files),
+        "image_bytes": float(np.mean([file.stat().st_size for file in files])),
+        "images_per_second_per_core": report.images_per_second / CORES,
         "loop_images_per_second": loops,
         "score_images_per_second": report.images_per_second,
         "overhead": median(loops) / report.images_per_second - 1,
@@ -159,9 +174,71 @@ def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict
     rows = []
     for name, export, cuts, kills in ways:
         with running_service(export, cuts) as url, killing(arguments.kill_every if kills else None) as killed:
-            command = [sys.executable, str(CLIENT), url, str(work / "asked"), str(arguments.clients)]
-            out = subprocess.run([*command, str(arguments.seconds)], check=True, capture_output=True, text=True).stdout
-        rows.append({"name": name, "segments": cuts, "killed": len(killed), **json.loads(out)})
+            asked = run_clients(url, work / "asked", arguments)
+        rows.append(
+            {"name": name, "segments": cuts, "killed": len(killed), **asked, "per_core": asked["per_second"] / CORES}
+        )
+    return rows
+
+
+def run_clients(url: str, folder: Path, arguments: ServingBenchmarkArguments) -> dict[str, Any]:
+    """What `serving_clients.py` prints."""
+    command = [sys.executable, str(CLIENT), url, str(folder), str(arguments.clients), str(arguments.seconds)]
+    content: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return content
+
+
+def measure_front(arguments: ServingBenchmarkArguments, work: Path) -> dict[str, Any]:
+    """A closed loop on the process that speaks HTTP, where images have their answer once their headers are read."""
+    gather_images(work / "asked", arguments.images, min(arguments.count, 500))
+
+    async def classify(image: Any) -> Answer:
+        return Answer("label", 0.75, 1, 0.25, False)
+
+    front = Front(classify, lambda: True, Metrics(["1"], [1]), Limits(), Service.queue, Service.deadline, None)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1024)
+        server = uvicorn.Server(uvicorn.Config(front.app, http="h11", log_level="warning", access_log=False))
+        with in_thread(server, lambda: server.run(sockets=[listener])):
+            return run_clients(f"http://127.0.0.1:{listener.getsockname()[1]}/", work / "asked", arguments)
+
+
+def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What so many machines of the measured kind do, on paper: rates grow as their number does, since no machine waits
+    for another, and with them what the one process has to do that lists images or speaks HTTP, and what crosses the
+    network. Of scoring, and of serving with each way to cut the cascade; only of what was measured."""
+    rows: dict[str, list[dict[str, Any]]] = {"scoring": [], "serving": []}
+    score_part, states = results.get("score"), results.get("states", [])
+    for machines in MACHINES:
+        if score_part:
+            rate = machines * score_part["score_images_per_second"]
+            rows["scoring"].append(
+                {
+                    "machines": machines,
+                    "images_per_second": rate,
+                    "hours_for_many": MANY_IMAGES / rate / 3600,
+                    "mb_per_second_read": rate * score_part["image_bytes"] / 1e6,
+                    "blocks_per_second": rate / MOST_ROWS,
+                }
+            )
+        for one in results.get("serve", []):
+            if one["name"].endswith("replicas killed") or not (states and "front" in results):
+                continue
+            rate = machines * one["per_second"]
+            moved = {state["after_exit"]: state["bytes_per_image"] for state in states}
+            moved_here = sum(moved[cut] for cut in one["segments"] if cut in moved)
+            rows["serving"].append(
+                {
+                    "name": one["name"],
+                    "machines": machines,
+                    "images_per_second": rate,
+                    "bytes_moved_per_image": moved_here,
+                    "mb_per_second_moved": rate * moved_here / 1e6,
+                    "mb_per_second_moved_by_machine": one["per_second"] * moved_here / 1e6,
+                    "fronts": ceil(rate / results["front"]["per_second"]),
+                }
+            )
     return rows
 
 
@@ -179,7 +256,8 @@ def measure_states(arguments: ServingBenchmarkArguments, work: Path) -> list[dic
             {
                 "after_exit": layer,
                 "bytes": sum(array.nbytes for array in state),
-                "goes_on": float((exit_layer > layer).mean()),
+                "goes_on": float((exit_layer > layer).mean()),  # of all images
+                "bytes_per_image": sum(array.nbytes for array in state) * float((exit_layer > layer).mean()),
             }
         )
     return rows
@@ -188,14 +266,20 @@ def measure_states(arguments: ServingBenchmarkArguments, work: Path) -> list[dic
 @contextmanager
 def running_service(export: str, cuts: list[int]) -> Iterator[str]:
     """Serves from this process; clients have another one. Gives the address."""
-    with serving(Service(export, segments=cuts, port=0)) as service:
-        thread = threading.Thread(target=service.run)
-        thread.start()
-        try:
-            yield service.url
-        finally:
-            service.server.should_exit = True
-            thread.join()
+    with serving(Service(export, segments=cuts, port=0)) as service, in_thread(service.server, service.run):
+        yield service.url
+
+
+@contextmanager
+def in_thread(server: uvicorn.Server, run: Callable[[], None]) -> Iterator[None]:
+    """Runs a server beside the context, and ends it."""
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @contextmanager
@@ -257,36 +341,84 @@ def tables(results: dict[str, Any]) -> str:
     if one := results.get("score"):
         loops = ", ".join(f"{rate:.1f}" for rate in one["loop_images_per_second"])
         lines += [
-            f"`mevit score`: {one['score_images_per_second']:.1f} images a second while its actors run, plain loop "
-            f"{loops}: overhead {one['overhead']:.1%}; {one['other_answers']} of {one['images']} answers differ.",
+            f"`mevit score`: {one['score_images_per_second']:.1f} images a second while its actors run "
+            f"({one['images_per_second_per_core']:.1f} per core), plain loop {loops}: overhead "
+            f"{one['overhead']:.1%}; {one['other_answers']} of {one['images']} answers differ.",
             one["sentence"],
         ]
     if one := results.get("memory"):
         tenths = ", ".join(f"{value:.0f}" for value in one["peak_mib_by_tenth"])
         lines += ["", f"Memory over {one['images']:,} images, MiB in each tenth of the time: {tenths}"]
     if rows := results.get("serve"):
-        lines += ["", "| served | answers a second | p50 ms | p99 ms | refused | lost | replicas killed |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += ["", "| served | answers a second | p50 ms | p99 ms | refused | given up | lost | replicas killed |"]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
         lines += [
             f"| {row['name']}{' ' + str(row['segments']) if row['segments'] else ''} | {row['per_second']:.1f} | "
-            f"{row['p50']:.0f} | {row['p99']:.0f} | {row['refused']} | {row['lost']} | {row['killed']} |"
+            f"{row['p50']:.0f} | {row['p99']:.0f} | {row['refused']} | {row['given_up']} | {row['lost']} | "
+            f"{row['killed']} |"
             for row in rows
         ]
+        lines += [f"Not answered: {number} × {reason}" for row in rows for reason, number in row["reasons"].items()]
     if rows := results.get("states"):
-        lines += ["", "| after exit | KiB of a state | images that go on |", "| --- | --- | --- |"]
-        lines += [f"| {row['after_exit']} | {row['bytes'] / 1024:.0f} | {row['goes_on']:.1%} |" for row in rows]
+        lines += [
+            "",
+            "| after exit | KiB of a state | images that go on | KiB an image |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {row['after_exit']} | {row['bytes'] / 1024:.0f} | {row['goes_on']:.1%} | "
+            f"{row['bytes_per_image'] / 1024:.1f} |"
+            for row in rows
+        ]
+    if one := results.get("front"):
+        lines += ["", f"HTTP alone: {one['per_second']:.0f} answers a second, p99 {one['p99']:.0f} ms"]
+    lines += growth_tables(results.get("growth", {}))
     return "\n".join(lines)
+
+
+def growth_tables(rows: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """What `growth` says, as lines of Markdown."""
+    lines = []
+    if rows.get("scoring"):
+        header = f"| machines | images a second | hours for {MANY_IMAGES:,} images | MB/s read | blocks a second |"
+        lines += ["", f"{header}", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {row['machines']:,} | {row['images_per_second']:,.0f} | {row['hours_for_many']:,.2f} | "
+            f"{row['mb_per_second_read']:,.1f} | {row['blocks_per_second']:,.2f} |"
+            for row in rows["scoring"]
+        ]
+    if rows.get("serving"):
+        lines += [
+            "",
+            "| served | machines | images a second | KiB moved an image | MB/s moved | by each machine | HTTP |",
+        ]
+        lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {row['name']} | {row['machines']:,} | {row['images_per_second']:,.0f} | "
+            f"{row['bytes_moved_per_image'] / 1024:.1f} | {row['mb_per_second_moved']:,.1f} | "
+            f"{row['mb_per_second_moved_by_machine']:.2f} | {row['fronts']:,} |"
+            for row in rows["serving"]
+        ]
+    return lines
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measures and prints. Returns what the JSON holds."""
     (arguments,) = HfArgumentParser(ServingBenchmarkArguments).parse_args_into_dataclasses(argv)
-    measure = {"score": measure_score, "memory": measure_memory, "serve": measure_serve, "states": measure_states}
+    measure: dict[str, Callable[[ServingBenchmarkArguments, Path], Any]] = {
+        "score": measure_score,
+        "memory": measure_memory,
+        "serve": measure_serve,
+        "states": measure_states,
+        "front": measure_front,
+    }
     results: dict[str, Any] = {"environment": environment_info(), "arguments": asdict(arguments)}
     for part in arguments.parts.split(","):
         with tempfile.TemporaryDirectory() as work:
             results[part] = measure[part](arguments, Path(work))
         print(tables({part: results[part]}), flush=True)
+    results["growth"] = growth(results)
+    print(tables({"growth": results["growth"]}), flush=True)
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results

@@ -4,6 +4,7 @@
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,24 +30,38 @@ TOKEN = "0123456789abcdef"
 
 
 @contextmanager
-def served(answer: Any = None, *, seconds: float = 0.0, **settings: Any) -> Iterator[str]:
-    """A service that takes `seconds` for an image. Gives its address."""
+def served(answer: Any = None, *, seconds: float = 0.0, at_a_time: int = 100, **settings: Any) -> Iterator[str]:
+    """A service that takes `seconds` for an image, and has places for so many at a time. Gives its address.
+
+    What it answers may depend on the image, and be raised.
+    """
+    places = asyncio.Semaphore(at_a_time)
 
     async def classify(image: Any) -> Any:
-        await asyncio.sleep(seconds)
-        return answer or Answer("teal", 0.75, 2, 0.25, False)
+        given = answer(image) if callable(answer) else answer
+        if isinstance(given, Exception):
+            raise given
+        async with places:
+            await asyncio.sleep(seconds)
+        return given or Answer("teal", 0.75, 2, 0.25, False)
 
     settings = {"limits": Limits(1, 4, 1), "queue": 8, "deadline": 30, "token": None, **settings}
     metrics = Metrics(["4"], [2, 4])
     if "auditor" in settings:
         metrics.watch(settings["auditor"].watched)
     front = Front(classify, lambda: True, metrics, **settings)
+    with serving(front) as url:
+        yield url
+    assert front.accepted == 0
+
+
+@contextmanager
+def serving(front: Front) -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(front.app, http="h11", log_level="warning", access_log=False)
         with running(uvicorn.Server(config), listener):
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert front.accepted == 0
 
 
 def predict(url: str, images: int = 1, **headers: str) -> Reply:
@@ -84,8 +99,8 @@ def test_tells_prometheus_of_exits_latency_and_queue():
 def test_without_the_token_there_is_nothing(path):
     with served(token=TOKEN) as url:
         for given in ({}, {"Authorization": "Bearer 0123456789abcdeX"}, {"Authorization": TOKEN}):
-            reply = send(f"{url}{path}", *(as_form([IMAGE]) if path == "/predict" else (None, {})))
-            reply = send(f"{url}{path}", b"x" if path == "/predict" else None, given)
+            body, headers = as_form([IMAGE]) if path == "/predict" else (None, {})
+            reply = send(f"{url}{path}", body, {**headers, **given})
             assert reply.status == 401 and reply.headers["www-authenticate"] == "Bearer"
             assert "Authorization: Bearer TOKEN" in reply.content["error"]
         assert predict(url, Authorization=f"Bearer {TOKEN}").status == 200
@@ -111,12 +126,16 @@ def test_bodies_above_the_limit_are_not_read_on():
 
 
 def test_a_full_service_refuses_and_keeps_its_latency():
-    with served(seconds=0.3, queue=4) as url, ThreadPoolExecutor(24) as clients:
+    def ask(_: int) -> tuple[Reply, float]:
         began = time.monotonic()
-        replies = list(clients.map(lambda _: (predict(url), time.monotonic() - began), range(24)))
+        return predict(url), time.monotonic() - began
+
+    with served(seconds=0.2, at_a_time=1, queue=4) as url, ThreadPoolExecutor(24) as clients:
+        replies = list(clients.map(ask, range(24)))
         accepted = [seconds for reply, seconds in replies if reply.status == 200]
         refused = [reply for reply, _ in replies if reply.status != 200]
         assert len(accepted) >= 4 and len(refused) > 4
+        assert max(accepted) < 2.4  # the last of 4 has its answer after 0.8 s, the last of 24 would after 4.8
         for reply in refused:
             assert reply.status == 503 and reply.headers["retry-after"] == "1"
             assert reply.content["error"] == "the service is full, with 4 images at most; try again."
@@ -133,6 +152,43 @@ def test_an_accepted_request_is_given_up_at_its_deadline():
         assert time.monotonic() - began < 10
 
 
+def test_reading_a_request_counts_for_its_deadline_and_holds_up_no_other(monkeypatch):
+    read = threading.Event()
+    monkeypatch.setattr("modeling_mevit.scale.front.read_images", lambda *given: read.wait(60))
+    with served(deadline=0.4, queue=40) as url, ThreadPoolExecutor(40) as clients:
+        replies = clients.map(lambda _: predict(url), range(40))
+        time.sleep(0.2)
+        began = time.monotonic()
+        assert send(f"{url}/healthz").status == 200 and time.monotonic() - began < 5
+        assert {reply.status for reply in replies} == {503}
+        read.set()
+
+
+def test_images_of_a_request_that_fails_run_no_further():
+    """Else those that it leaves behind would run without a place in the queue."""
+    ended = []
+
+    async def classify(image: Any) -> Any:
+        if image.name == "image 1":
+            raise RuntimeError("a fault")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(front.accepted)
+
+    front = Front(classify, lambda: True, Metrics(["4"], [2, 4]), Limits(1, 4, 1), 8, 30, None)
+    began = time.monotonic()
+    with serving(front) as url:
+        assert predict(url, images=3).status == 500
+        assert ended == [3, 3] and front.accepted == 0 and time.monotonic() - began < 30
+
+
+def test_exits_of_a_request_that_is_refused_are_not_counted():
+    with served(lambda image: Failed("broken", True) if image.name == "image 2" else None) as url:
+        assert predict(url, images=2).status == 400
+        assert 'mevit_exits_total{exit_layer="2"} 0.0' in send(f"{url}/metrics").content.splitlines()
+
+
 def test_a_body_that_does_not_arrive_is_not_waited_for():
     with served(deadline=0.3) as url:
         host, port = url.removeprefix("http://").split(":")
@@ -146,6 +202,7 @@ def test_what_cannot_be_answered_says_whose_fault_it_is(is_clients_fault, status
     with served(Failed("image 1 cannot be read: truncated", is_clients_fault)) as url:
         reply = predict(url)
         assert reply.status == status and reply.content == {"error": "image 1 cannot be read: truncated."}
+        assert reply.headers.get("retry-after") == (None if is_clients_fault else "1")
 
 
 def test_a_fault_of_the_service_tells_nothing_of_it(caplog):

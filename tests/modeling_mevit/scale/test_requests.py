@@ -3,6 +3,7 @@
 """What clients may send, without a server."""
 
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from modeling_mevit.scale.requests import Limits, Refusal, is_authorized, open_image, read_images
+from modeling_mevit.scale.scorers import NamedContent
 from tests.helpers.http import BOUNDARY, as_form, as_json, encoded
 from tests.helpers.images import noise
 
@@ -85,9 +87,64 @@ def test_megapixels_are_read_from_the_header_and_not_decoded(monkeypatch):
     assert len(read_images(body, headers["Content-Type"], LIMITS)) == 1
 
 
-def test_formats_that_are_not_named_are_not_opened():
-    icon = encoded(noise(32, 32), "ICO")
-    assert "must be one of JPEG" in refusal(*as_form([icon])[:1], FORM).reason
+@pytest.mark.parametrize("kind", ["ICO", "TIFF"])
+def test_formats_that_are_not_named_are_not_opened(kind):
+    assert "must be one of JPEG" in refusal(*as_form([encoded(noise(32, 32), kind)])[:1], FORM).reason
+
+
+def _in_segments(count: int, head: bytes) -> bytes:
+    """A JPEG with so many more segments in its header."""
+    content = encoded(noise(), "JPEG")
+    return content[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(head)) + head) * count + content[2:]
+
+
+def _in_chunks(count: int) -> bytes:
+    """A PNG with so many more chunks in its header."""
+    content = encoded(noise())
+    return (
+        content[:33] + (struct.pack(">I", 0) + b"teXt" + struct.pack(">I", zlib.crc32(b"teXt"))) * count + content[33:]
+    )
+
+
+@pytest.mark.parametrize("make", [lambda count: _in_segments(count, b"Exif\0\0"), _in_chunks])
+def test_headers_of_many_pieces_are_not_read_to_their_end(make):
+    """Pillow takes seconds for one of 2 MB, and more than four times as long for one of 4 MB."""
+    limits = Limits(megabytes=16)
+    content = make(150_000)
+    began = time.process_time()
+    refused = refusal(*as_form([content])[:1], FORM, limits)
+    assert refused.status == 400 and "image 1 must have a header that is read in 1000 pieces at most" in refused.reason
+    assert time.process_time() - began < 1
+    with pytest.raises(ValueError, match="1000 pieces at most"):  # as a replica reads it
+        open_image(NamedContent(content, "image 1"))
+
+
+def test_headers_of_photos_are_read():
+    # a colour profile and a depth map take up to some hundred segments
+    body, headers = as_form([_in_segments(200, bytes(4000)), _in_chunks(200)])
+    assert len(read_images(body, headers["Content-Type"], LIMITS)) == 2
+
+
+def test_pixels_may_be_in_as_many_pieces_as_they_like():
+    content = encoded(noise(40, 40))
+    at = content.index(b"IDAT")
+    pixels = content[at + 4 : at + 4 + int.from_bytes(content[at - 4 : at], "big")]
+    assert len(pixels) > 1000
+    chunks = [
+        struct.pack(">I4scI", 1, b"IDAT", byte, zlib.crc32(b"IDAT" + byte))
+        for byte in struct.unpack(f"{len(pixels)}c", pixels)
+    ]
+    body, headers = as_form([content[: at - 4] + b"".join(chunks) + content[at + 8 + len(pixels) :]])
+    (image,) = read_images(body, headers["Content-Type"], LIMITS)
+    assert open_image(image).tobytes() == noise(40, 40).tobytes()
+
+
+def test_malformed_tags_are_read_without_a_word(recwarn):
+    tag = b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 0x10F, 2, 1000, 8)
+    body, headers = as_form([_in_segments(1, tag)])
+    (image,) = read_images(body, headers["Content-Type"], LIMITS)
+    open_image(image)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

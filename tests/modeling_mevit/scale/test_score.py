@@ -19,9 +19,13 @@ import pytest
 
 from modeling_mevit.early_exit.monitoring import PromiseMonitor
 from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
+from modeling_mevit.scale import files
+from modeling_mevit.scale import score as module
+from modeling_mevit.scale.results import Summary, failed_results, write_results
 from modeling_mevit.scale.score import ScoringActor, score
 from modeling_mevit.scale.scorers import promise_monitor, scores_of
 from modeling_mevit.scale.sources import list_images
+from tests.helpers.dying_actors import DiesOfAnImage
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
 from tests.modeling_mevit.scale.conftest import readable
@@ -220,9 +224,105 @@ def test_a_result_that_is_not_a_number_is_an_error(spread, noises, tmp_path, mon
     assert set(pq.read_table(part)["error"].to_pylist()) == {"the model's result is not a number"}
 
 
+def test_an_image_that_no_file_holds_is_an_error(spread, noises, tmp_path, monkeypatch):
+    """Of those that a Parquet file names, or whose name is not UTF-8."""
+
+    class Store:
+        def open_input_file(self, path: str):
+            raise RuntimeError("no network")  # as clients of stores do, which have errors of their own
+
+    in_store = files._in_store
+    monkeypatch.setattr(
+        files, "_in_store", lambda name: (Store(), name) if name.startswith("hf://") else in_store(name)
+    )
+    (tmp_path / "out").mkdir()
+    named = ["hf://datasets/org/name/1.png", str(tmp_path / "\\xff.png"), str(readable(noises)[0])]
+    ScoringActor(str(spread), str(tmp_path / "out"), "model", 8, 1, False, None)(pa.table({"path": named}))
+    rows = rows_of(tmp_path / "out")
+    assert rows[named[0]]["error"] == "hf://datasets/org/name/1.png cannot be read: no network"
+    assert named[1] in rows[named[1]]["error"] and rows[named[2]]["error"] is None
+
+
+def test_an_image_that_ends_its_process_is_an_error(local_ray, spread, noises, expected, tmp_path, monkeypatch):
+    """Not a job that never ends: its block is scored in pieces, down to that image."""
+    folder, output = tmp_path / "photos", tmp_path / "scores"
+    folder.mkdir()
+    for file in readable(noises)[:20]:
+        os.link(file, folder / file.name)
+    (folder / "killer.png").write_bytes(b"")
+
+    monkeypatch.setattr("modeling_mevit.scale.score.ScoringActor", DiesOfAnImage)
+    monkeypatch.setattr("modeling_mevit.scale.score.ATTEMPTS", 2)  # each takes a process
+    report = score(str(spread), str(folder), str(output), batch_size=4, actors=1)
+    rows = rows_of(output)
+    assert (report.summary.images, report.summary.errors) == (21, 1)
+    assert rows.pop(str(folder / "killer.png"))["error"] == "the process that read it died, at 2 attempts"
+    check({str(readable(noises)[0].parent / Path(path).name): row for path, row in rows.items()}, expected)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[list[list[str]]]:
+    """Stands in for Ray: actors that write no rows, and die with blocks that have a name with "killer" in it. The
+    blocks of each pass, by the names of their images."""
+    passes: list[list[list[str]]] = []
+
+    def run(blocks: list[pa.Table], *settings, waiting: bool):
+        assert waiting is (not passes)
+        passes.append([block["path"].to_pylist() for block in blocks])
+        for names in passes[-1]:
+            if not any("killer" in name for name in names):
+                summary = Summary(len(names), 0, None, {2: len(names)}).to_json()
+                yield {"first": names[0], "summary": summary, "began": 0.0, "failure": "", "counted": ""}
+
+    monkeypatch.setattr(module, "_pass", run)
+    return passes
+
+
+def run(directory: Path, *blocks: list[str]) -> Summary:
+    total = Summary()
+    settings = {"directory": str(directory), "model": "model"}
+    for summary, _, _ in module._run([pa.table({"path": names}) for names in blocks], 1, 1, 0, None, settings):
+        total.add(summary)
+    return total
+
+
+def test_blocks_whose_actors_die_are_cut_down_to_the_image(passes, tmp_path):
+    names = [f"{number}.png" for number in range(40)]
+    names[33] = "killer.png"
+    assert run(tmp_path, names, ["a.png"]) == Summary(41, 1, "the process that read it died, at 3 attempts", {2: 40})
+    assert [len(blocks) for blocks in passes] == [2, 14, 3]  # pieces of 3, and of 1
+    assert list(rows_of(tmp_path)) == ["killer.png"]
+
+
+def test_an_image_alone_in_its_block_is_tried_again_by_itself(passes, tmp_path):
+    """In the first pass it may have waited in an actor that another block ended."""
+    assert run(tmp_path, ["killer.png"], ["a.png"]).errors == 1
+    assert passes == [[["killer.png"], ["a.png"]], [["killer.png"]]]
+
+
+def test_what_was_written_before_its_actor_died_is_not_scored_again(passes, tmp_path):
+    names = ["a.png", "killer.png"]
+    write_results(str(tmp_path), "model", failed_results(pa.table({"path": names}), "broken"))
+    assert run(tmp_path, names, ["b.png"]) == Summary(3, 2, "broken", {2: 1})
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("blocks", [(["killer 1.png"], ["killer 2.png"]), (["killer 1.png", "killer 2.png"],)])
+def test_actors_that_always_die_end_the_run(passes, tmp_path, blocks):
+    with pytest.raises(
+        ValueError, match="actors must stay alive, and died with each of 2 blocks, at 3 attempts; they"
+    ):
+        run(tmp_path, *blocks)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_an_actor_cannot_do_ends_with_one_line(local_ray, mevit, spread, noises, tmp_path, monkeypatch):
     code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 99)
-    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB; Ray has 4 CPUs")
+    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB on one machine; Ray has 4 CPUs")
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 99, "--actors", 1)
+    assert code.startswith("mevit: error: an actor must find 99 CPUs, 0 GPUs and 0 GiB on one machine; Ray has 4 CPUs")
+    code, _ = mevit("score", spread, noises, tmp_path / "out", "--cpus", 3, "--actors", 2)
+    assert code.startswith("mevit: error: --actors must be at most 1, for which Ray has room with 3 CPUs, ")
     code, _ = mevit("score", spread, noises, tmp_path / "out", "--gpus", 1)
     assert "an actor must find 1 CPUs, 1 GPUs" in code
     code, _ = mevit("score", spread, tmp_path / "nothing", tmp_path / "out")

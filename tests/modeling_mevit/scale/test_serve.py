@@ -282,6 +282,18 @@ def test_a_damaged_export_is_named(local_ray, mevit, spread, tmp_path):
     assert code.startswith(f"mevit: error: {copied / 'query_3.onnx'} is damaged: ") and "\n" not in code
 
 
+def test_what_ray_has_no_room_for_is_named(local_ray, mevit, spread):
+    code, _ = mevit("serve", spread, "--port", 0, "--threads", 64)
+    message = "mevit: error: --threads must be at most the CPUs of one machine, got 64; Ray has 4 CPUs, 0 GPUs and "
+    assert code.startswith(message) and "\n" not in code
+
+
+def test_a_ray_that_others_could_reach_does_not_serve(local_ray, mevit, spread, monkeypatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "192.0.2.1")
+    code, _ = mevit("serve", spread, "--port", 0)
+    assert code.startswith("mevit: error: Ray must listen on 127.0.0.1 alone where no cluster is given, got 192.0.2.1")
+
+
 # What needs no Ray
 
 
@@ -291,6 +303,9 @@ def test_a_damaged_export_is_named(local_ray, mevit, spread, tmp_path):
         ({"host": "0.0.0.0"}, f"--host 0.0.0.0 needs a token that requests must bear, in .* {TOKEN}"),
         ({"host": "localhost"}, "--host localhost needs a token"),
         ({"token": "short"}, f"{TOKEN} must have at least 16 characters, got 5"),
+        ({"token": "0123456789 abcdef"}, f"{TOKEN} must be of visible ASCII characters without spaces"),
+        ({"token": "0123456789abcdé"}, "must have at least 16 characters, got 15"),
+        ({"token": "0123456789abcdéf"}, f"{TOKEN} must be of visible ASCII characters without spaces"),
         ({"queue": 0}, "queue must be above 0, got 0"),
         ({"queue": 8}, "queue must be at least the images of a request, 32, got 8"),
         ({"batch_size": 0}, "batch_size must be above 0"),
@@ -304,10 +319,20 @@ def test_services_that_cannot_be_are_named(spread, settings, message):
         Service(str(spread), **settings)
 
 
-def test_a_token_opens_other_addresses_and_is_not_shown(spread, monkeypatch):
-    monkeypatch.setenv(TOKEN, "0123456789abcdef")
+@pytest.mark.parametrize("given", ["0123456789abcdef", " 0123456789abcdef\n"])
+def test_a_token_opens_other_addresses_and_is_not_shown(spread, monkeypatch, given):
+    monkeypatch.setenv(TOKEN, given)
     service = Service(str(spread), host="0.0.0.0", token=token_from_environment())
+    assert service.token == "0123456789abcdef"
     assert "0123456789abcdef" not in repr(service) and TOKEN not in os.environ
+
+
+def test_a_token_of_spaces_is_not_none(spread, monkeypatch):
+    monkeypatch.setenv(TOKEN, "  ")
+    with pytest.raises(ValueError, match="must have at least 16 characters, got 0"):
+        Service(str(spread), token=token_from_environment())
+    monkeypatch.setenv(TOKEN, "")
+    assert token_from_environment() is None
 
 
 @pytest.mark.parametrize(

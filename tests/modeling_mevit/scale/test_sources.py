@@ -1,5 +1,6 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
+import os
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_mevit.scale import files
-from modeling_mevit.scale.sources import contents, list_images
+from modeling_mevit.scale.sources import Contents, list_images
 from tests.helpers.images import write_image
 
 
@@ -66,11 +67,44 @@ def test_parquet_with_images(folder, tmp_path):
     listed = list_images(str(plain.parent))
     assert names(listed) == [f"{file}#{row}" for file in (plain, structs) for row in range(6)]
     expected = [*content, *content[:4], b"", b""]
-    assert list(contents(listed, None)) == list(zip(names(listed), expected, strict=True))
+    assert list(Contents().of(listed)) == list(zip(names(listed), expected, strict=True))
     # any rows, in order, of any files
     some = listed.take([1, 3, 4, 9, 10])
-    assert [content for _, content in contents(some, None)] == [expected[place] for place in (1, 3, 4, 9, 10)]
+    assert [content for _, content in Contents().of(some)] == [expected[place] for place in (1, 3, 4, 9, 10)]
     assert names(list_images(f"{tmp_path}/*/plain.parquet", "photo")) == names(listed)[:6]
+
+
+def test_blocks_in_order_read_a_row_group_once(tmp_path, monkeypatch):
+    """Each would start at its first row: of a group of a million images, blocks read a thousand times as many."""
+    file = tmp_path / "large.parquet"
+    content = [f"{number}".encode() for number in range(1000)]
+    pq.write_table(pa.table({"image": content}), file, row_group_size=1000)
+    listed = list_images(str(file))
+    opened = []
+    open_file = files.open_file
+    monkeypatch.setattr(files, "open_file", lambda name: opened.append(name) or open_file(name))
+    read = Contents()
+    for start in range(0, 1000, 100):
+        assert [one for _, one in read.of(listed.slice(start, 100))] == content[start : start + 100]
+    assert len(opened) == 1
+    assert [one for _, one in read.of(listed.slice(130, 100))] == content[130:230]  # one that is read again
+
+
+def test_a_link_to_a_directory_leads_to_it_once(folder):
+    (folder / "a" / "self").symlink_to(".")
+    (folder / "again").symlink_to("b")
+    (folder / "a" / "up").symlink_to("..")
+    elsewhere = write_image(folder.parent / "elsewhere" / "6.png").parent
+    (folder / "z").symlink_to(elsewhere)
+    listed = names(list_images(str(folder)))
+    assert listed == [str(folder / name) for name in ("a/c/3.webp", "again/1.JPG", "again/2.png", "z/6.png")]
+
+
+def test_a_name_that_is_not_utf8_is_listed_by_its_bytes(folder):
+    os.rename(folder / "b" / "2.png", os.fsencode(folder / "b") + b"/\xff.png")
+    assert names(list_images(str(folder / "b"))) == [str(folder / "b" / "1.JPG"), str(folder / "b" / "\\xff.png")]
+    with pytest.raises(ValueError, match=r"a name must be UTF-8, got b'.*\\xff.png'; rename it"):
+        list_images(os.fsdecode(os.fsencode(folder / "b") + b"/\xff.png"))
 
 
 def test_parquet_with_names(folder, tmp_path):
@@ -80,7 +114,7 @@ def test_parquet_with_names(folder, tmp_path):
     listed = list_images(f"{tmp_path}/*.parquet")
     expected = [str(folder / "b/2.png"), str(folder / "b/1.JPG"), "s3://bucket/c.jpg"]
     assert names(listed) == expected  # each once
-    assert list(contents(listed, None)) == [(name, None) for name in expected]
+    assert list(Contents().of(listed)) == [(name, None) for name in expected]
     assert names(list_images(str(tmp_path / "names.parquet"), "label")) == [str(tmp_path / "x")]
 
 
