@@ -7,8 +7,9 @@ CORES := $(shell getconf _NPROCESSORS_ONLN)
 # what accelerate would otherwise ask for or guess; it gives a process one thread if not told
 LAUNCH := --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(CORES)
-# one process of tests for each core; each keeps to one thread, and the tests of a file stay together
-PYTEST := -m pytest -n $(CORES) --dist loadfile
+# one process of tests for each core; each keeps to one thread, the tests of a file stay together, and where a process
+# ends the run ends, since what waits for its tests would wait for ever
+PYTEST := -m pytest -n $(CORES) --dist loadfile --max-worker-restart 0
 
 .PHONY: demo web test test-fast test-transformers4 test-oldest torture docs notebooks benchmark format clean
 

@@ -32,6 +32,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -216,8 +217,6 @@ class OpenVINOGraph(RunnableGraph):
     """
 
     def __init__(self, file: str | Path, precision: str | None = None, threads: int = 0):
-        import openvino
-
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}  # one call at a time
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
@@ -227,8 +226,8 @@ class OpenVINOGraph(RunnableGraph):
             names = ", ".join(map(repr, INFERENCE_PRECISIONS))
             _must("precision", precision in INFERENCE_PRECISIONS, f"one of {names}", precision)
             settings["INFERENCE_PRECISION_HINT"] = INFERENCE_PRECISIONS[precision]
-        core = openvino.Core()
-        able = openvino_precisions(core)
+        core = openvino_core()
+        able = openvino_precisions()
         if precision is not None:
             names = ", ".join(map(repr, able))
             _must("precision", precision in able, f"one of {names}, which this processor has", precision)
@@ -1006,9 +1005,21 @@ def _onnx_runtime(
     return lambda file: OnnxRuntimeGraph(file, options, providers)
 
 
-def openvino_precisions(core: Any) -> list[str]:
-    """Those of `INFERENCE_PRECISIONS` that OpenVINO, by its `openvino.Core`, computes in on this processor."""
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+@lru_cache
+def openvino_core() -> Any:
+    """The `openvino.Core` of this process.
+
+    It lives as long as the process: when the last one goes, OpenVINO frees a stack that signals may still be handled
+    on, and the next signal ends the process.
+    """
+    import openvino  # here, since not every machine has it that runs a cascade
+
+    return openvino.Core()
+
+
+def openvino_precisions() -> list[str]:
+    """Those of `INFERENCE_PRECISIONS` that OpenVINO computes in on this processor."""
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return [ours for ours, theirs in CAPABILITIES.items() if theirs in able]
 
 

@@ -402,9 +402,7 @@ def _open(file: Path, precision: str) -> RunnableGraph:
 
 def _check_bfloat16() -> None:
     """Raises a `ValueError` where OpenVINO does not compute in bfloat16 here."""
-    import openvino
-
-    able = openvino_precisions(openvino.Core())
+    able = openvino_precisions()
     if "bfloat16" not in able:
         raise ValueError(
             f"precision 'bfloat16' needs a processor that computes in it (AVX-512 BF16 or AMX), got one of "

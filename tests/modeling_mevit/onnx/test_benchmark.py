@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from modeling_mevit.onnx import _memory_probe, benchmark
 from modeling_mevit.reports.tables import benchmark_table
-from tests.helpers.openvino import computes_in_bfloat16, needs_openvino
+from tests.helpers.openvino_here import computes_in_bfloat16, needs_openvino
 
 
 pytestmark = pytest.mark.one_major

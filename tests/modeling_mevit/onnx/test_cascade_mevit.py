@@ -196,13 +196,16 @@ def test_what_runs_the_graphs_is_said_once(exported, given):
         Cascade(exported, graphs=opened.open, **given)
 
 
-def test_another_provider_is_another_precision(exported, monkeypatch):
-    opened = Cascade(exported)
+def test_another_provider_is_another_precision(copied, monkeypatch):
+    config = json.loads((copied / "config.json").read_text())
+    operating_point = {"thresholds": config["exit_thresholds"]}
+    (copied / "config.json").write_text(json.dumps({**config, "calibration": {"operating_point": operating_point}}))
+    opened = Cascade(copied)
     assert opened.precision == opened.open("stage_2.onnx").precision_of("float32") == "float32"
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["CUDAExecutionProvider"])
     assert opened.open("stage_2.onnx").precision_of("float32") == "float32 by CUDAExecutionProvider"
     with pytest.warns(UserWarning, match="chosen in float32, got float32 by CUDAExecutionProvider"):
-        Cascade(exported)
+        Cascade(copied)
 
 
 @pytest.mark.parametrize("places", [range(0), range(2, 4), range(-1, 1), range(0, 3, 2), range(2, 0, -1)])

@@ -10,7 +10,7 @@ import pytest
 from modeling_mevit.early_exit.calibration import CalibrationResult
 from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.onnx.quantize import host_target
-from tests.helpers.openvino import needs_bfloat16, needs_openvino
+from tests.helpers.openvino_here import needs_bfloat16, needs_openvino
 
 
 pytestmark = pytest.mark.one_major

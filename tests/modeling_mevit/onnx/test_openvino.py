@@ -16,14 +16,15 @@ import torch
 
 from modeling_mevit import CalibrationTarget, MEViTCascade, calibrate, export
 from modeling_mevit._extras import MissingExtraError
-from modeling_mevit.onnx.cascade_mevit import Cascade, OpenVINOGraph
+from modeling_mevit.onnx import cascade_mevit
+from modeling_mevit.onnx.cascade_mevit import Cascade, OpenVINOGraph, openvino_core
 from modeling_mevit.onnx.export import compare_cascade
 from modeling_mevit.onnx.quantize import Quantization
 from tests.helpers.models import tiny_model
-from tests.helpers.openvino import needs_bfloat16
+from tests.helpers.openvino_here import needs_bfloat16
 
 
-openvino = pytest.importorskip("openvino", reason="needs the extra mevit[openvino]")
+pytest.importorskip("openvino", reason="needs the extra mevit[openvino]")
 
 TARGET = CalibrationTarget(max_disagreement=0.2, confidence=0.9)
 
@@ -142,6 +143,7 @@ def test_one_runtime_is_enough(exported, images, tmp_path, backend, hidden):
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_the_extra_that_is_missing_is_named(exported, monkeypatch, backend):
+    monkeypatch.setattr(cascade_mevit, "openvino_core", openvino_core.__wrapped__)  # as where none was made yet
     monkeypatch.setitem(sys.modules, backend, None)
     extra = {"openvino": "openvino", "onnxruntime": "onnx"}[backend]
     told = rf"an export needs {backend}, which is not installed: pip install 'mevit\[{extra}\]'"
@@ -224,7 +226,7 @@ def test_a_processor_without_bfloat16_is_told(monkeypatch):
         def get_property(self, *names):
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(cascade_mevit, "openvino_core", Core)
     with pytest.raises(ValueError, match="needs a processor that computes in it .* got one of float32"):
         Quantization("bfloat16", calibration=[])
 
@@ -248,12 +250,31 @@ def test_bad_arguments_are_named(exported, arguments, message):
 
 
 def test_a_precision_that_the_processor_lacks_is_named(exported):
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     names = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
     having = ", ".join(repr(name) for name, theirs in names.items() if theirs in able)
     for precision in (name for name, theirs in names.items() if theirs not in able):
         with pytest.raises(ValueError, match=f"precision must be one of {having}, which .* got '{precision}'"):
             OpenVINOGraph(exported / "model.onnx", precision)
+
+
+def test_a_signal_after_cascades_are_gone_is_handled(exported):
+    """As Ctrl-C is, and the end of a DataLoader's worker."""
+    program = f"""
+import os, signal, threading
+from modeling_mevit.onnx.cascade_mevit import Cascade
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+cascades = [Cascade({str(exported)!r}, backend="openvino") for _ in range(2)]
+thread = threading.Thread(target=cascades.clear)
+thread.start()
+thread.join()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[3], capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
 
 
 def test_damaged_graphs_are_named(exported, tmp_path):

@@ -30,7 +30,7 @@ from modeling_mevit.onnx.writer import write_graph
 from tests.helpers.float16_graphs import assert_heads_alone_are_in_float32
 from tests.helpers.images import write_image
 from tests.helpers.models import tiny_model
-from tests.helpers.openvino import needs_bfloat16
+from tests.helpers.openvino_here import needs_bfloat16
 
 
 PROCESSOR = image_processor_for(16, image_mean=[0.5] * 3, image_std=[0.5] * 3)

@@ -16,7 +16,7 @@ from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.onnx.export import export
 from modeling_mevit.onnx.triton_repository import MAX_BATCH, write_repository
 from tests.helpers.models import thirds_as_thresholds, tiny_model
-from tests.helpers.triton import Server, parse_pbtxt
+from tests.helpers.triton_model import Server, parse_pbtxt
 
 
 pytestmark = pytest.mark.one_major

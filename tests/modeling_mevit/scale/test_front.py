@@ -21,7 +21,7 @@ from modeling_mevit.scale.front import Front
 from modeling_mevit.scale.metrics import Metrics
 from modeling_mevit.scale.outcomes import Answer, Compared, Failed
 from modeling_mevit.scale.requests import Limits
-from tests.helpers.http import Reply, as_form, as_json, encoded, running, send
+from tests.helpers.http_answers import Reply, as_form, as_json, encoded, running, send
 from tests.helpers.images import noise
 
 

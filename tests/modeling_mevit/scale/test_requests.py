@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from modeling_mevit.scale.requests import Limits, Refusal, is_authorized, open_image, read_images
 from modeling_mevit.scale.scorers import NamedContent
-from tests.helpers.http import BOUNDARY, as_form, as_json, encoded
+from tests.helpers.http_answers import BOUNDARY, as_form, as_json, encoded
 from tests.helpers.images import noise
 
 

@@ -16,7 +16,7 @@ from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.scale.score import ScoringActor
 from modeling_mevit.scale.scorers import CascadeScorer, NamedContent, open_scorer, scores_of
 from modeling_mevit.scale.sources import list_images
-from tests.helpers.openvino import needs_bfloat16, needs_openvino
+from tests.helpers.openvino_here import needs_bfloat16, needs_openvino
 from tests.modeling_mevit.scale.conftest import readable
 
 

@@ -24,7 +24,7 @@ from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.scale.requests import Limits
 from modeling_mevit.scale.scorers import promise_monitor, scores_of
 from modeling_mevit.scale.serve import TOKEN, RunningService, Service, serving, token_from_environment
-from tests.helpers.http import as_form, as_json, encoded, running, send
+from tests.helpers.http_answers import as_form, as_json, encoded, running, send
 from tests.helpers.images import noise
 from tests.modeling_mevit.scale.conftest import readable
 

@@ -19,7 +19,7 @@ from modeling_mevit.scale.front import Front
 from modeling_mevit.scale.metrics import Metrics
 from modeling_mevit.scale.outcomes import Answer, Failed
 from modeling_mevit.scale.requests import Limits
-from tests.helpers.http import running
+from tests.helpers.http_answers import running
 
 
 pytestmark = pytest.mark.one_major

@@ -6,14 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
+from modeling_mevit.onnx.cascade_mevit import openvino_precisions
+
 
 def computes_in_bfloat16() -> bool:
     """Whether OpenVINO is there, and this processor computes in bfloat16."""
     if not find_spec("openvino"):
         return False
-    import openvino
-
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bfloat16" in openvino_precisions()
 
 
 needs_openvino = pytest.mark.skipif(not find_spec("openvino"), reason="needs the extra mevit[openvino]")
