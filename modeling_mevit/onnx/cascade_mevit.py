@@ -32,6 +32,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -1009,12 +1010,19 @@ def _onnx_runtime(
 def openvino_core() -> Any:
     """The `openvino.Core` of this process.
 
-    It lives as long as the process: when the last one goes, OpenVINO frees a stack that signals may still be handled
-    on, and the next signal ends the process.
+    OpenVINO gives the thread that first asks for the CPU a stack for signals, and frees it with the core, maybe in
+    another thread; the next signal then ends the process. So the core lives as long as the process, and that thread
+    handles no signals.
     """
     import openvino  # here, since not every machine has it that runs a cascade
 
-    return openvino.Core()
+    def opened() -> Any:
+        core = openvino.Core()
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return core
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(opened).result()
 
 
 def openvino_precisions() -> list[str]:
