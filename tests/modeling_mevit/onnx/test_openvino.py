@@ -261,14 +261,13 @@ def test_a_precision_that_the_processor_lacks_is_named(exported):
 def test_a_signal_after_cascades_are_gone_is_handled(exported):
     """As Ctrl-C is, and the end of a DataLoader's worker."""
     program = f"""
-import os, signal, threading
+import gc, os, signal
 from modeling_mevit.onnx.cascade_mevit import Cascade
 
 signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
 cascades = [Cascade({str(exported)!r}, backend="openvino") for _ in range(2)]
-thread = threading.Thread(target=cascades.clear)
-thread.start()
-thread.join()
+cascades.clear()
+gc.collect()
 os.kill(os.getpid(), signal.SIGUSR1)
 """
     result = subprocess.run(
