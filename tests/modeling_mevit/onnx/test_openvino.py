@@ -21,7 +21,7 @@ from modeling_mevit.onnx.cascade_mevit import Cascade, OpenVINOGraph, openvino_c
 from modeling_mevit.onnx.export import compare_cascade
 from modeling_mevit.onnx.quantize import Quantization
 from tests.helpers.models import tiny_model
-from tests.helpers.openvino_here import needs_bfloat16
+from tests.helpers.openvino_here import hide, needs_bfloat16
 
 
 pytest.importorskip("openvino", reason="needs the extra mevit[openvino]")
@@ -143,8 +143,7 @@ def test_one_runtime_is_enough(exported, images, tmp_path, backend, hidden):
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_the_extra_that_is_missing_is_named(exported, monkeypatch, backend):
-    monkeypatch.setattr(cascade_mevit, "openvino_core", openvino_core.__wrapped__)  # as where none was made yet
-    monkeypatch.setitem(sys.modules, backend, None)
+    hide(backend, monkeypatch)
     extra = {"openvino": "openvino", "onnxruntime": "onnx"}[backend]
     told = rf"an export needs {backend}, which is not installed: pip install 'mevit\[{extra}\]'"
     with pytest.raises(MissingExtraError, match=told):

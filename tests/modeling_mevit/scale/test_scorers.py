@@ -4,7 +4,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,11 @@ import pytest
 
 from modeling_mevit._extras import MissingExtraError
 from modeling_mevit.early_exit.monitoring import PromiseMonitor
-from modeling_mevit.onnx import cascade_mevit
-from modeling_mevit.onnx.cascade_mevit import Cascade, openvino_core
+from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.scale.score import ScoringActor
 from modeling_mevit.scale.scorers import CascadeScorer, NamedContent, open_scorer, scores_of
 from modeling_mevit.scale.sources import list_images
-from tests.helpers.openvino_here import needs_bfloat16, needs_openvino
+from tests.helpers.openvino_here import hide, needs_bfloat16, needs_openvino
 from tests.modeling_mevit.scale.conftest import readable
 
 
@@ -62,8 +60,7 @@ def test_openvino_keeps_to_the_threads_of_an_actor_and_to_no_core(for_bfloat16):
 def test_what_an_export_for_bfloat16_lacks_is_named(for_bfloat16, noises, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--gpus must be 0 for an export made for bfloat16, which runs on the CPU"):
         open_scorer(str(for_bfloat16), on_gpu=True)
-    monkeypatch.setattr(cascade_mevit, "openvino_core", openvino_core.__wrapped__)  # as where none was made yet
-    monkeypatch.setitem(sys.modules, "openvino", None)
+    hide("openvino", monkeypatch)
     told = r"needs openvino, which is not installed: pip install 'mevit\[openvino\]'"
     with pytest.raises(MissingExtraError, match=told):
         open_scorer(str(for_bfloat16))
