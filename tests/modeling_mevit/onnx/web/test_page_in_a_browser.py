@@ -51,7 +51,7 @@ class Samples:
         return {"pixel_values": self.pixel_values[index], "labels": int(self.labels[index])}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it lasts an event loop runs in this thread; tests of other files run theirs
 def browser() -> Iterator["Browser"]:
     if sync_playwright is None:
         missing("the Python package playwright is not installed")
