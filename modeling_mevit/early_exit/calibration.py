@@ -255,9 +255,14 @@ def calibrate_predictions(
         data: what tells the calibration images.
 
     Raises:
-        ValueError: where no thresholds are within a cost, labels are needed and there are none, or the model lacks
-            exits of the target.
+        ValueError: where no thresholds are within a cost, labels are needed and there are none, the model lacks exits
+            of the target, or the predictions scores of the policy.
     """
+    if policy not in predictions.scores:
+        raise ValueError(
+            f"there are no scores of exit_policy={policy!r}, only of {', '.join(map(repr, predictions.scores))}; an "
+            f"export has those of its own policy and of its logits, so calibrate the checkpoint."
+        )
     if target.needs_labels and predictions.labels is None:
         raise ValueError(f"only max_disagreement can be calibrated without labels, got {target}.")
     layers = predictions.exit_layers

@@ -273,10 +273,13 @@ class PromiseMonitor:
             _must("max_accuracy_drop of the calibration", _is_number(drop), "a number", drop)
             basis, limit = ("drop", drop) if expected <= drop else ("calibration", expected)  # type: ignore[operator]
         monitor = cls(limit, drop, audit=audit, confidence=confidence, seed=seed)  # type: ignore[arg-type]
-        made_for = {name: point.get(name) for name in ("policy", "thresholds")}
-        made_for = {"target": target, **made_for, **(calibration.get("made_for") or {})}
-        guarantee = target.get("guarantee") or (target.get("confidence") and "probability")
-        claim = _CLAIMS.get(guarantee, _CLAIMS[None])
+        known = calibration.get("made_for") or {}
+        _must("made_for of the calibration", isinstance(known, Mapping), "an object", known)
+        made_for = {"target": target, **{name: point.get(name) for name in ("policy", "thresholds")}, **known}
+        guarantee = target.get("guarantee") or ("probability" if target.get("confidence") else None)
+        is_known = guarantee is None or (isinstance(guarantee, str) and guarantee in _CLAIMS)
+        _must("guarantee of the calibration", is_known, f"one of {', '.join(map(repr, _CLAIMS))}", guarantee)
+        claim = _CLAIMS[guarantee]
         monitor._promise.update(basis=basis, claim=claim, made_for=json.loads(json.dumps(made_for)))
         return monitor
 

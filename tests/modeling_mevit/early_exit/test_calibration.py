@@ -32,8 +32,8 @@ from modeling_mevit.early_exit.calibration import (
 from modeling_mevit.early_exit.calibration_target import CalibrationTarget
 from modeling_mevit.early_exit.evaluation import count_calibration_images
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
-from tests.helpers.datasets import RandomImages
 from tests.helpers.models import TINY, tiny_model
+from tests.helpers.random_images import RandomImages
 
 
 COSTS = np.array([0.4, 0.7, 1.0])
@@ -62,6 +62,11 @@ def two_exits(num_samples: int, corrected: np.ndarray | None = None) -> ExitPred
     scores = {"margin": np.full((num_samples, 2), 0.1, np.float32)}
     labels = np.ones(num_samples, dtype=np.int64)
     return ExitPredictions([6, 12], np.array([0.5, 1.0]), labels, predictions, scores)
+
+
+def test_a_policy_without_scores_is_named():
+    with pytest.raises(ValueError, match="no scores of exit_policy='uncertainty', only of 'margin'"):
+        calibrate_predictions(two_exits(4), CalibrationTarget(max_cost=0.9), policy="uncertainty", num_labels=2)
 
 
 def test_thresholds_lie_midway_between_neighbouring_scores():

@@ -17,9 +17,9 @@ from modeling_mevit.early_exit.evaluation import class_changes, classifier_accur
 from modeling_mevit.early_exit.metrics import auroc_per_exit
 from modeling_mevit.early_exit.predictions import predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES
-from tests.helpers.datasets import RandomImages
 from tests.helpers.images import noise, write_image
 from tests.helpers.models import tiny_model
+from tests.helpers.random_images import RandomImages
 
 
 @pytest.mark.parametrize("policy", ["margin", "patience"])

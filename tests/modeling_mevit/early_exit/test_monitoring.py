@@ -306,6 +306,8 @@ class TestPromises:
             ({"target": {"max_accuracy_drop": 0.1}, "operating_point": {}}, "num_samples and disagreements"),
             ({"target": {"max_disagreement": "x"}, "operating_point": {}}, "max_disagreement must be between"),
             ({"target": {"max_disagreement": 0}, "operating_point": {}}, "max_disagreement must be between 0 and 1"),
+            ({"target": {"max_disagreement": 0.1, "guarantee": ["x"]}, "operating_point": {"x": 0}}, "guarantee of"),
+            ({"target": {"max_disagreement": 0.1}, "operating_point": {}, "made_for": 3}, "must be an object, got 3"),
         ],
     )
     def test_other_calibrations_are_named(self, stored, message):

@@ -10,8 +10,8 @@ import torch
 from modeling_mevit.early_exit.cost import dynamic_exit_costs
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
 from modeling_mevit.exit_policy_mevit import EXIT_COMBINATIONS, EXIT_POLICIES, combine_exits, exit_scores
-from tests.helpers.datasets import RandomImages
 from tests.helpers.models import tiny_model
+from tests.helpers.random_images import RandomImages
 
 
 def by_hand() -> ExitPredictions:

@@ -9,7 +9,7 @@ from baselines import TransFGConfig, TransFGForImageClassification, predict
 from baselines.transfg import contrastive_loss, overlapping_grid, select_parts
 from modeling_mevit.early_exit.cost import relative_cost
 from tests.helpers import models
-from tests.helpers.datasets import RandomImages
+from tests.helpers.random_images import RandomImages
 
 
 TINY = {**{name: value for name, value in models.TINY.items() if name != "exit_layers"}, "patch_stride": 3}

@@ -12,8 +12,8 @@ import int8
 from modeling_mevit import MEViTConfig, export
 from modeling_mevit.data.image_processing import image_processor_for
 from modeling_mevit.onnx.graphs import cascade_files
-from tests.helpers.datasets import RandomImages
 from tests.helpers.models import tiny_model
+from tests.helpers.random_images import RandomImages
 
 
 pytestmark = [pytest.mark.one_major, pytest.mark.slow]
