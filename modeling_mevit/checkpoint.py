@@ -131,10 +131,10 @@ def quantization_for(
     from .early_exit.calibration import check_held_out  # needs scipy
     from .onnx.quantize import Quantization  # needs ONNX Runtime
 
-    if is_unlabelled(source.name_or_path):
+    if source.split == UNLABELLED or is_unlabelled(source.name_or_path):
         raise ValueError(
             f"--data must have labels, since a lower precision is reported by its accuracy and thresholds are chosen "
-            f"anew on labelled images; got {source.name_or_path}, a folder of images without class folders."
+            f"anew on labelled images; got {source.name_or_path} without labels."
         )
     if not source.split:
         calibrated = (config.calibration or {}).get("data") or {"split": "validation", "half": None}

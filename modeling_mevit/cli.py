@@ -6,14 +6,18 @@
 # Transformers.
 
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ._extras import MissingExtraError, extras_named
 from .version import __version__
 
+
+if TYPE_CHECKING:
+    from .modeling_mevit import MEViTForImageClassification
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -88,7 +92,7 @@ def calibrate(
     split: Annotated[
         str | None,
         typer.Option(
-            help="'validation', the default, 'test', 'train' or 'all'; 'unlabelled' where there are no class folders.",
+            help="'validation', the default, 'test', 'train' or 'all'; 'unlabelled' for every image in a folder.",
             show_default=False,
         ),
     ] = None,
@@ -131,14 +135,14 @@ def calibrate(
     from . import CalibrationTarget, DataSource
     from . import calibrate as run_calibration
     from .atomic import locked
-    from .checkpoint import load_image_processor, load_model, output_directory, save_calibrated
+    from .checkpoint import load_image_processor, output_directory, save_calibrated
     from .data.datasets import default_split
 
     layers = None if exits is None else tuple(_layers(exits))
     target = CalibrationTarget(max_cost, max_accuracy_drop, confidence, bound, max_disagreement, guarantee, layers)
     directory = output_directory(checkpoint, output)
     with locked(directory):
-        model = load_model(checkpoint, device, dtype)
+        model = _load_to_calibrate(checkpoint, device, dtype)
         source = DataSource(data, split or default_split(data, "validation"), half, image_column, label_column)
         dataset = source.load(model.config.label2id, load_image_processor(checkpoint))
         result = run_calibration(model, dataset, target, policy=policy, batch_size=batch_size, num_workers=num_workers)
@@ -225,24 +229,24 @@ def export(
     exits: Annotated[
         str | None,
         typer.Option(
-            help="Exit layers to export a file for, such as 6,9,12; all by default, with --cascade the last one."
+            help="Exit layers to export a file for, such as 6,9; all by default, with --cascade only the last one."
         ),
     ] = None,
     cascade: Annotated[bool, typer.Option("--cascade", help="Export the chain of stages between exits too.")] = False,
     early_exit: Annotated[bool, typer.Option(help="Whether the cascade leaves early by default.")] = True,
-    precision: Annotated[Precision, typer.Option(help="Of weights and activations.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="Precision of weights and activations.")] = "float32",
     target: Annotated[
         Target | None, typer.Option(help="Processor that int8 files are made for; this machine's by default.")
     ] = None,
     exporter: Annotated[
-        Exporter, typer.Option(help="Of the files of exits; 'optimum' needs mevit[optimum] and Transformers 4.57.")
+        Exporter, typer.Option(help="What writes the exits' files; 'optimum' needs mevit[optimum], Transformers 4.57.")
     ] = "torch",
     data: Annotated[
         str | None, typer.Option(help="With a lower precision: the data set that the model was trained on.")
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Its images that choose the thresholds anew; those that calibrated by default."),
+        typer.Option(help="Split of --data to choose new thresholds on; by default, the images that calibrated."),
     ] = None,
     half: Half = None,
     image_column: ImageColumn = None,
@@ -267,7 +271,7 @@ def export(
     """Writes ONNX files that were compared with PyTorch: one for each exit, and the cascade."""
     from . import DataSource
     from . import export as run_export
-    from .checkpoint import load_image_processor, load_model, quantization_for
+    from .checkpoint import load_image_processor, quantization_for
     from .onnx.page import prepare_page, push_space
 
     if precision == "float32" and (data or split or half or target):
@@ -280,7 +284,7 @@ def export(
         raise ValueError("--triton is for the stages of a cascade; add --cascade.")
     layers = None if exits is None else _layers(exits)
     # in float32 also where it was calibrated in another precision, whose weights would be rounded
-    model, quantization = load_model(checkpoint, "cpu", "float32"), None
+    model, quantization = _load_to_calibrate(checkpoint, "cpu", "float32"), None
     image_processor = load_image_processor(checkpoint)
     if precision != "float32":
         if data is None:
@@ -313,9 +317,11 @@ def benchmark(
     checkpoint: Checkpoint,
     exported: Annotated[Path, typer.Argument(help="What `mevit export --cascade` wrote.", show_default=False)],
     data: Data,
-    split: Annotated[str, typer.Option(help="Its images to run on.")] = "test",
+    split: Annotated[str, typer.Option(help="Split of --data to run on.")] = "test",
     images: Annotated[int, typer.Option(help="How many of them, drawn at random.", min=1)] = 100,
-    threads: Annotated[int, typer.Option(help="Of one operator; the libraries' choice by default.", min=0)] = 0,
+    threads: Annotated[
+        int, typer.Option(help="Threads of one operator; by default, the library's choice.", min=0)
+    ] = 0,
     output: Annotated[Path | None, typer.Option(help="JSON file for the results.")] = None,
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
@@ -402,18 +408,18 @@ def serve(
     batch_size: Annotated[int, typer.Option(help="Images in a batch, at most.", min=1)] = 8,
     batch_wait: Annotated[float, typer.Option(help="ms that an image waits for others, at most.", min=0)] = 5,
     replicas: Annotated[
-        int | None, typer.Option(help="Of a segment, at most; as many as there are CPUs for, by default.", min=1)
+        int | None, typer.Option(help="Most replicas of a segment; by default, as many as there are CPUs for.", min=1)
     ] = None,
-    threads: Annotated[int, typer.Option(help="Of a replica, each of which takes a CPU.", min=1)] = 1,
-    queue: Annotated[int, typer.Option(help="Images accepted and not answered yet, at most.", min=1)] = 64,
+    threads: Annotated[int, typer.Option(help="Threads of a replica; segments share that many CPUs.", min=1)] = 1,
+    queue: Annotated[int, typer.Option(help="Most images accepted and not answered yet.", min=1)] = 64,
     deadline: Annotated[float, typer.Option(help="Seconds until an accepted request is given up.")] = 30,
-    max_images: Annotated[int, typer.Option(help="Images in a request, at most.", min=1)] = 32,
-    max_megabytes: Annotated[float, typer.Option(help="Of a request, at most.")] = 16,
-    max_megapixels: Annotated[float, typer.Option(help="Of an image, at most; read before it is decoded.")] = 50,
+    max_images: Annotated[int, typer.Option(help="Most images in a request.", min=1)] = 32,
+    max_megabytes: Annotated[float, typer.Option(help="Largest request, in megabytes.")] = 16,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image; checked before it is decoded.")] = 50,
     audit: Audit = None,
     max_disagreement: AllowedDisagreement = None,
     audit_state: Annotated[
-        str | None, typer.Option(help="With --audit: file in which what it found outlives the service.")
+        str | None, typer.Option(help="With --audit: file that keeps the audit's findings across restarts.")
     ] = None,
 ) -> None:
     """Serves an exported cascade by HTTP on Ray Serve: POST /predict, GET /healthz and /metrics."""
@@ -448,6 +454,15 @@ def serve(
 
 def _one_line(message: object) -> str:
     return " ".join(line.strip() for line in str(message).splitlines() if line.strip())
+
+
+def _load_to_calibrate(checkpoint: str, device: str | None, dtype: str | None) -> "MEViTForImageClassification":
+    """The model, in a precision that its thresholds may not be of: they are chosen anew, or refused."""
+    from .checkpoint import load_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # which tells to calibrate
+        return load_model(checkpoint, device, dtype)
 
 
 def _layers(text: str, option: str = "--exits") -> list[int]:

@@ -217,7 +217,7 @@ class MEViTConfig(ViTConfig):
 
     def precision_warning(self, precision: str, of_weights: bool = False) -> str | None:
         """What to warn of where calibrated thresholds are used in another precision than they were chosen in, since
-        scores are others there; None where they are not, or the calibration does not tell.
+        scores differ there; None where they are not, or the calibration does not tell.
 
         Args:
             precision: such as `"bfloat16"`, as `MEViTForImageClassification.precision` and the runtimes tell it.
@@ -231,7 +231,7 @@ class MEViTConfig(ViTConfig):
         if is_certified(self.calibration):
             return certificate_is_gone([precision_mismatch(precision, expected)])
         return (
-            f"exit_thresholds were chosen in {expected}, got {precision}, in which scores are others; "
+            f"exit_thresholds were chosen in {expected}, got {precision}, where scores differ; "
             f"`mevit calibrate` chooses them anew."
         )
 
@@ -277,7 +277,7 @@ class MEViTConfig(ViTConfig):
         elif config._has_calibrated_thresholds() and config._calibrated_combination() != config.exit_combination:
             warnings.warn(
                 f"exit_thresholds were chosen for exit_combination={config._calibrated_combination()!r}, got "
-                f"{config.exit_combination!r}, under which scores are others; `mevit calibrate` chooses them anew.",
+                f"{config.exit_combination!r}, where scores differ; `mevit calibrate` chooses them anew.",
                 stacklevel=2,
             )
         return loaded

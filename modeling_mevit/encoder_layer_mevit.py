@@ -145,5 +145,5 @@ def mlp_outputs(layer: EncoderLayer, hidden_queries: Tensor) -> Tensor:
 
 def _heads(parts: LayerParts, states: Tensor) -> Tensor:
     """(B, Q, d) → (B, H, Q, d/H)."""
-    heads: Tensor = states.unflatten(-1, (parts.attention.num_attention_heads, -1))
+    heads: Tensor = states.view(*states.shape[:-1], parts.attention.num_attention_heads, -1)
     return heads.transpose(1, 2)

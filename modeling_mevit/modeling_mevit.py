@@ -618,7 +618,7 @@ def weight_mismatches(calibration: dict[str, Any], found: dict[str, Any]) -> lis
         return [precision_mismatch(found["dtype"], made_for.get("dtype"))]
     if found["weights"] is None:
         return ["some weights are offloaded, so that it cannot be told whether they are those of the calibration"]
-    return [] if made_for["weights"] == found["weights"] else ["the weights are others"]
+    return [] if made_for["weights"] == found["weights"] else ["the weights are different ones"]
 
 
 # from names in memory to those on disk; both majors write the same ones

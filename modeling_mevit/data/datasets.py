@@ -38,6 +38,7 @@ DEMO_SAMPLES_PER_CLASS = {"train": 200, "validation": 25, "test": 50}
 AIRCRAFT_LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 AIRCRAFT_BANNER = 20
 HALVES = ("first", "second")
+_LABELS_MAY_BE_LEFT_OUT = f"to calibrate without labels, take the split {UNLABELLED!r}"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # What a layout is read into: for each split the images, with the labels as they are written there, and the class
@@ -119,8 +120,9 @@ def load_split(
 
     Args:
         name_or_path: see [`load_splits`].
-        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; of a folder of
-            images without class folders, `"unlabelled"` (see [`default_split`]).
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; `"unlabelled"`
+            for every image in a folder, at any depth, without a label. A folder of images without class folders has
+            that split alone (see [`default_split`]).
         label2id: class name → label, of the model's config; by default labels are those of [`load_splits`].
         half: `"first"` or `"second"` half of the split, drawn at random from each class, always the same one.
         image_column: see [`load_splits`].
@@ -135,15 +137,16 @@ def load_split(
     """
     if half not in (None, *HALVES):
         raise ValueError(f"half must be one of {list(HALVES)}, got {half!r}")
-    if is_unlabelled(name_or_path):
-        if split != UNLABELLED:
-            raise ValueError(
-                f"split must be {UNLABELLED!r} for {name_or_path}, which has no class folders, got {split!r}"
-            )
+    if split == UNLABELLED:
+        folder = Path(name_or_path).expanduser()
+        if str(name_or_path) in ("", "demo") or not folder.is_dir():
+            raise ValueError(f"split {UNLABELLED!r} is for a folder of images, got {str(name_or_path)!r}")
         _check_columns(str(name_or_path), image_column, label_column)
-        return _unlabelled_rows(Path(name_or_path).expanduser(), half)
+        return _unlabelled_rows(folder, half)
+    if is_unlabelled(name_or_path):
+        raise ValueError(f"split must be {UNLABELLED!r} for {name_or_path}, which has no class folders, got {split!r}")
     if split not in (*SPLIT_NAMES, "all"):
-        raise ValueError(f"split must be one of {[*SPLIT_NAMES, 'all']}, got {split!r}")
+        raise ValueError(f"split must be one of {[*SPLIT_NAMES, 'all', UNLABELLED]}, got {split!r}")
     splits, classes = _read(name_or_path, image_column, label_column)
     if label2id is None:
         index = {label: i for i, label in enumerate(classes)}
@@ -158,7 +161,7 @@ def load_split(
     if unknown and label2id is not None:
         raise ValueError(
             f"{len(unknown)} classes of {name_or_path} are unknown to the model, first {unknown[0]!r}; "
-            f"it knows {len(label2id)}, such as {next(iter(label2id))!r}"
+            f"it knows {len(label2id)}, such as {next(iter(label2id))!r}; {_LABELS_MAY_BE_LEFT_OUT}"
         )
     if half:
         parts, left = _split_off(rows, {"first": 0.5}, index.values())
@@ -182,7 +185,9 @@ def is_unlabelled(name_or_path: str | PathLike[str]) -> bool:
 
 
 def _unlabelled_rows(folder: Path, half: str | None) -> datasets.Dataset:
-    images = [str(image.absolute()) for image in _image_files(folder.iterdir(), folder)]
+    images = [str(image.absolute()) for image in _image_files(folder.rglob("*"), folder)]
+    if not images:
+        raise ValueError(f"{folder} has no images")
     if half:
         if len(images) < 2:
             raise ValueError(f"half={half!r} needs at least 2 images, and {folder} has {len(images)}")
@@ -430,7 +435,7 @@ def _classes_of_train(splits: Splits, classes: Classes) -> Classes:
     in_train = set(splits["train"]["label"][:])
     kept = {label: name for label, name in classes.items() if label in in_train}
     if len(kept) < 2:
-        raise ValueError(f"train must have at least two classes, got {list(kept.values())}")
+        raise ValueError(f"train must have at least two classes, got {list(kept.values())}; {_LABELS_MAY_BE_LEFT_OUT}")
     for split, rows in splits.items():
         for row, label in enumerate(rows["label"][:]):
             if label not in classes:

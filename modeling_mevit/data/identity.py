@@ -16,7 +16,7 @@ from typing import Any
 
 # 48 bits of each SHA-256: two sets of 10,000 images have one equal digest by chance in 1 of 2.8 million cases.
 DIGEST_BYTES = 6
-UNLABELLED = "unlabelled"  # the one split of a folder of images without class folders
+UNLABELLED = "unlabelled"  # the split of every image in a folder, whose labels are not looked at
 
 
 def image_hashes(rows: Iterable[Mapping[str, Any]]) -> list[str]:

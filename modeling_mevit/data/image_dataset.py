@@ -28,8 +28,8 @@ class DataSource:
 
     Attributes:
         name_or_path: of a data set, see [`~data.datasets.load_splits`].
-        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; of a folder of
-            images without class folders, `"unlabelled"`.
+        split: `"train"`, `"validation"`, `"test"`, or `"all"` for everything that the data set holds; `"unlabelled"`
+            for every image in a folder, without labels.
         half: `"first"` or `"second"` half of the split, drawn at random from each class, always the same one.
         image_column: of a Hub data set; by default its only one of type `Image`.
         label_column: of a Hub data set; by default its only one of type `ClassLabel`. For FGVC-Aircraft in its

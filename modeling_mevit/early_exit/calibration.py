@@ -368,7 +368,9 @@ def best_within_cost(tried: list[OperatingPoint], max_cost: float) -> OperatingP
     allowed = [point for point in tried if point.cost <= max_cost]
     if not allowed:
         cheapest = min(point.cost for point in tried)
-        raise ValueError(f"max_cost must be at least {cheapest:.3f}, the cost of the first exit, got {max_cost}.")
+        raise ValueError(
+            f"max_cost must be at least {cheapest:.3f}, the cost of the first exit to leave at, got {max_cost}."
+        )
     return max(allowed, key=lambda point: (point.accuracy, -point.cost))
 
 

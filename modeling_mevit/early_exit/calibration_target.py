@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What thresholds are chosen for, and the words for what is certified of them. It needs no scipy; calibration does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -39,8 +39,9 @@ class CalibrationTarget:
         max_disagreement: share of all images, 0.01 for one of a hundred.
         guarantee: `"probability"`, which a confidence implies, or `"expectation"`, which has none.
         exits: layers of the exits that images may leave at, `[6, 8, 12]` say; all by default. The others get the
-            threshold 0, under which no image leaves, so that they are not computed. Under the combination `mean` and
-            the policy `patience` they are, since later exits build on them. The last exit is always among them.
+            threshold 0, under which no image leaves, so that their layers run whole. Under the combination `mean` and
+            the policy `patience` they are computed all the same, since later exits build on them. The last exit is
+            always one of those that images may leave at.
 
     Raises:
         ValueError: where the arguments do not fit together, or one is no number or out of range.
@@ -68,10 +69,10 @@ class CalibrationTarget:
 
     def __post_init__(self) -> None:
         if self.exits is not None:
-            exits = tuple(self.exits)
-            if not exits or any(not isinstance(layer, int) or isinstance(layer, bool) for layer in exits):
+            exits = tuple(self.exits) if isinstance(self.exits, Iterable) else ()
+            if not exits or any(not isinstance(layer, Integral) or isinstance(layer, bool) for layer in exits):
                 raise ValueError(f"exits must be layer numbers, at least one, got {self.exits!r}.")
-            object.__setattr__(self, "exits", tuple(sorted(set(exits))))
+            object.__setattr__(self, "exits", tuple(sorted({int(layer) for layer in exits})))
         if [self.max_cost, self.max_accuracy_drop, self.max_disagreement].count(None) != 2:
             raise ValueError(
                 f"a calibration target needs one of max_cost, max_accuracy_drop and max_disagreement, got "

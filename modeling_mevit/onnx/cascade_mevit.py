@@ -331,8 +331,8 @@ class Cascade:
         expected = calibrated_precision(self.config, self.made_for)
         if expected not in (None, self.precision):
             warnings.warn(
-                f"the thresholds of {self.directory} were chosen in {expected}, got {self.precision}, in which scores "
-                f"are others, so that nothing is promised of early exit here.",
+                f"the thresholds of {self.directory} were chosen in {expected}, got {self.precision}, where scores "
+                f"differ, so that nothing is promised about early exit here.",
                 stacklevel=2,
             )
 

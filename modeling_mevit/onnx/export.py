@@ -109,7 +109,8 @@ def export(
         model: it is brought to the CPU, to float32 and into eval mode, and stays there.
         image_processor: of the model; where Transformers 5 has it resize with torchvision, the same on Pillow counts.
         output: directory that does not exist yet, or is empty.
-        exits: exit layers to export a file for; by default all, and with the cascade the last one alone.
+        exits: exit layers to export a file for; by default all, and with the cascade none but the last one, which a
+            cascade always has beside it.
         cascade: whether to export the chain of stages too.
         early_exit: whether the cascade leaves early unless told otherwise, by the thresholds of the model's config.
         quantization: what to lower the precision with, once the float32 files are right.
@@ -138,11 +139,11 @@ def export(
             "Triton's model repository runs in ONNX Runtime, which does not compute in bfloat16; leave it out."
         )
     config = copy.deepcopy(model.config)
-    if exits is None:
-        exits = config.exit_layers[-1:] if cascade else config.exit_layers
-    exits = sorted(set(exits))
-    if not exits or not set(exits) <= set(config.exit_layers):
-        raise ValueError(f"exits must be some of the model's, {config.exit_layers}, got {exits}.")
+    with_file = set(exits if exits is not None else config.exit_layers[-1:] if cascade else config.exit_layers)
+    if not with_file or not with_file <= set(config.exit_layers):
+        raise ValueError(f"exits must be some of the model's, {config.exit_layers}, got {sorted(with_file)}.")
+    if cascade:
+        with_file.add(config.exit_layers[-1])
     if cascade:
         check_preprocessing(image_processor, config)
         if len(config.exit_layers) < 2:
@@ -159,8 +160,8 @@ def export(
             chosen_in = ((config.calibration or {}).get("made_for") or {}).get("dtype", "float32")
             if (page or not quantization) and chosen_in != "float32":
                 raise ValueError(
-                    f"the thresholds were chosen in {chosen_in}, and this export has float32 files, where scores are "
-                    f"others; export with a lower precision and no page, for which they are chosen anew, calibrate in "
+                    f"the thresholds were chosen in {chosen_in}, and this export has float32 files, whose scores "
+                    f"differ; export with a lower precision and no page, for which they are chosen anew, calibrate in "
                     f"float32, or export without early exit."
                 )
         if quantization and config.calibration:
@@ -172,7 +173,7 @@ def export(
     write_exit = _writer(exporter)
 
     model = model.float().cpu().eval()
-    files = [exit_file(layer, config.exit_layers) for layer in exits]
+    files = [exit_file(layer, config.exit_layers) for layer in sorted(with_file)]
     if cascade:
         config.early_exit = early_exit
         files += [file for layer in config.exit_layers for file in cascade_files(layer)]

@@ -183,9 +183,9 @@ def lower_precision(
     dataset = quantization.calibration
     check_labels(dataset, "a lower precision")
     classifiers = [file.name for file in files if file.kind == "exit"]
-    before = accuracies({name: OnnxRuntimeGraph(directory / name) for name in classifiers}, dataset)
+    before = {name: accuracy(OnnxRuntimeGraph(directory / name), dataset) for name in classifiers}
     convert(directory, files, config, quantization)
-    after = accuracies({name: _open(directory / name, quantization.precision) for name in classifiers}, dataset)
+    after = {name: accuracy(_open(directory / name, quantization.precision), dataset) for name in classifiers}
     result = None
     if config.calibration and any(file.kind == "stage" for file in files):
         cascade = MEViTCascade(unfinished_cascade(directory, config, quantization.precision), config)
@@ -234,14 +234,13 @@ def convert(directory: Path, files: Sequence[GraphFile], config: MEViTConfig, qu
             Path(converted, name).replace(directory / name)
 
 
-def accuracies(graphs: dict[str, RunnableGraph], dataset: Dataset, *, batch_size: int = 32) -> dict[str, float]:
-    """Accuracy of graphs that take images to logits: name → share of images."""
-    correct = dict.fromkeys(graphs, 0)
+def accuracy(graph: RunnableGraph, dataset: Dataset, *, batch_size: int = 32) -> float:
+    """Accuracy of a graph that takes images to logits, as a share of the images."""
+    correct = 0
     for batch in batches(dataset, batch_size, 0, "accuracy"):
-        for name, graph in graphs.items():
-            logits = run(graph, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
-            correct[name] += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
-    return {name: count / len(dataset) for name, count in correct.items()}  # type: ignore[arg-type]
+        logits = run(graph, {"pixel_values": batch["pixel_values"].numpy()})["logits"]
+        correct += int((logits.argmax(-1) == batch["labels"].numpy()).sum())
+    return correct / len(dataset)  # type: ignore[arg-type]
 
 
 def _to_float16(source: Path, destination: Path) -> None:

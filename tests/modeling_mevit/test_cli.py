@@ -330,7 +330,7 @@ def test_writes_a_whole_checkpoint_elsewhere(mevit, checkpoint, photos, tmp_path
         ),
         ([], "needs one of max_cost, max_accuracy_drop and max_disagreement"),
         (["--max-cost", "0.6", "--confidence", "0.9"], "confidence=0.9 needs max_accuracy_drop"),
-        (["--max-cost", "0.1"], "max_cost must be at least 0.3.*, the cost of the first exit, got 0.1"),
+        (["--max-cost", "0.1"], "max_cost must be at least 0.3.*, the cost of the first exit to leave at, got 0.1"),
         (["--max-accuracy-drop", "2"], "max_accuracy_drop must be at least 0 and below 1, got 2.0"),
         (["--max-accuracy-drop", "0.1", "--confidence", "1"], "confidence must be between 0 and 1, got 1.0"),
         (["--max-accuracy-drop", "0.1", "--bound", "harm"], "bound='harm' needs confidence"),

@@ -406,8 +406,8 @@ def swap_layers(model):
             "exit_combination is 'mean', not 'none'",
         ),
         (lambda model: model.to(torch.bfloat16), "the precision is bfloat16, not float32"),
-        (change_a_weight, "the weights are others"),
-        (swap_layers, "the weights are others"),
+        (change_a_weight, "the weights are different ones"),
+        (swap_layers, "the weights are different ones"),
         (lambda model: model.config.calibration.pop("made_for"), "does not say which weights it was made for"),
         (
             lambda model: model.config.calibration["target"].update(max_accuracy_drop=0.001),
@@ -437,7 +437,7 @@ def test_thresholds_that_are_none_leave_no_certificate(thresholds):
     ("target", "message"),
     [
         (CERTIFIED, "certificate of early exit is gone: the precision is {}, not {}"),
-        ({"max_cost": 0.6}, "exit_thresholds were chosen in {1}, got {0}, in which scores are others"),
+        ({"max_cost": 0.6}, "exit_thresholds were chosen in {1}, got {0}, where scores differ"),
     ],
 )
 @pytest.mark.parametrize("precisions", [("float32", "bfloat16"), ("bfloat16", "float32")])
@@ -503,7 +503,7 @@ class QuantizedLinear(torch.nn.Linear):
 def test_a_model_that_was_quantized_in_place_has_no_certificate():
     model = certified_model()
     model.exits["2"].classifier = QuantizedLinear(*reversed(model.exits["2"].classifier.weight.shape))
-    with pytest.warns(UserWarning, match="certificate of early exit is gone: the weights are others"):
+    with pytest.warns(UserWarning, match="certificate of early exit is gone: the weights are different ones"):
         assert model.certificate is None
 
 

@@ -254,7 +254,7 @@ def test_pushes_to_the_hub_as_the_examples_of_transformers_do(folder, tmp_path, 
         assert os.fsencode(tmp_path) not in sent
         assert not [name for name in upload["files"] if name.endswith((".bin", ".pt", ".pth", "state.json"))]
     card = (output / "README.md").read_text()
-    assert 'from_pretrained("someone/colours", trust_remote_code=True)' in card
+    assert 'from_pretrained("someone/colours", dtype="auto", trust_remote_code=True)' in card
 
 
 @pytest.mark.slow
@@ -272,7 +272,7 @@ def test_a_finished_run_is_pushed_as_it_is_calibrated(run_again, hub):
         "metrics.json",
         "training_args.bin",
     }
-    assert 'from_pretrained("someone/colours", trust_remote_code=True)' in after["README.md"].decode()
+    assert 'from_pretrained("someone/colours", dtype="auto", trust_remote_code=True)' in after["README.md"].decode()
 
 
 @pytest.mark.slow

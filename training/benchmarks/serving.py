@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring and serving an exported cascade on this machine, beside a plain loop over it and beside the plain ViT.
 
-    python training/benchmarks/serving.py --export runs/demo-web [--segments 6,9] [--output serving.json]
+    python training/benchmarks/serving.py --export runs/demo-web [--segments 4,5] [--output serving.json]
 
 - `score`: images a second of `mevit score` while its actors run, beside one process that reads, scores and writes
   batch after batch.

@@ -28,8 +28,14 @@ export function thresholdPath(config, exits, labels) {
   const all = grid(config.exit_policy, exits, labels);
   const given = config.exit_thresholds ?? null;
   const own = given === null ? null : Array.isArray(given) ? given : new Array(exits - 1).fill(given);
-  const middle = own ? own.reduce((a, b) => a + b, 0) / own.length : all[Math.floor(all.length / 2)];
-  const shared = (threshold) => ({ thresholds: new Array(exits - 1).fill(threshold), calibrated: false });
+  // calibration gives one threshold to all exits that images may leave at, and 0 to those that it left out
+  const asked = own?.some((threshold) => threshold > 0) ? own.map((threshold) => threshold > 0) : null;
+  const above0 = own?.filter((threshold, place) => !asked || asked[place]);
+  const middle = own ? above0.reduce((a, b) => a + b, 0) / above0.length : all[Math.floor(all.length / 2)];
+  const shared = (threshold) => ({
+    thresholds: range(exits - 1).map((place) => (!asked || asked[place] ? threshold : 0)),
+    calibrated: false,
+  });
   const below = all.filter((threshold) => threshold < middle);
   const above = all.filter((threshold) => threshold > middle);
   const careful = sampled(below.length ? below : [0], STEPS - 1);

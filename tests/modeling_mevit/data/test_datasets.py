@@ -490,7 +490,7 @@ def test_labels_are_numbered_as_the_model_does(tmp_path):
     assert len(load_split(tmp_path, "all", label2id=label2id)) == 35
     with pytest.raises(ValueError, match="1 classes of .* are unknown to the model, first 'dog'"):
         load_split(tmp_path, "test", label2id={"cat": 0})
-    with pytest.raises(ValueError, match=r"split must be one of \['train', 'validation', 'test', 'all'\], got 'dev'"):
+    with pytest.raises(ValueError, match=r"split must be one of \['train', .*, 'all', 'unlabelled'\], got 'dev'"):
         load_split(tmp_path, "dev")
     with pytest.raises(ValueError, match=r"half must be one of \['first', 'second'\], got 'third'"):
         load_split(tmp_path, "test", half="third")
@@ -593,5 +593,20 @@ def test_what_is_no_folder_of_images_is_labelled(name, tmp_path):
     write_classes(tmp_path / "photos", {"a": 1, "b": 1})
     write_image(tmp_path / "photos" / "cover.png")  # beside class folders
     assert data.default_split(tmp_path / "photos", "test") == "test"
-    with pytest.raises(ValueError, match="split must be one of .*, got 'unlabelled'"):
-        load_split(tmp_path / "photos", "unlabelled")
+
+
+def test_of_any_folder_every_image_can_be_taken_without_labels(tmp_path):
+    for name in ("0.png", "100A/1.png", "101A/2.png", "101A/deep/3.jpg", ".trash/4.png"):
+        write_image(tmp_path / name)
+    rows = load_split(tmp_path, "unlabelled", label2id={"cat": 0, "dog": 1})
+    assert rows.column_names == ["image"]
+    assert [Path(row["image"]["path"]).name for row in rows] == ["0.png", "1.png", "2.png", "3.jpg"]
+    write_classes(tmp_path / "more", {"100A": 12, "101A": 12})
+    with pytest.raises(ValueError, match="unknown to the model, .* take the split 'unlabelled'"):
+        load_split(tmp_path / "more", "validation", label2id={"cat": 0, "dog": 1})
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty has no images"):
+        load_split(tmp_path / "empty", "unlabelled")
+    for name in ("demo", "owner/name"):
+        with pytest.raises(ValueError, match=f"split 'unlabelled' is for a folder of images, got '{name}'"):
+            load_split(name, "unlabelled")

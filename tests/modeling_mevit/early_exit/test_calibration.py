@@ -106,7 +106,7 @@ def test_budgets_are_kept_and_used():
     assert all(point.drop <= drop for point, drop in zip(chosen, drops, strict=True))
     costs = [point.cost for point in chosen]
     assert costs == sorted(costs, reverse=True) and costs[0] < 1 and costs[-1] == pytest.approx(0.4, abs=0.01)
-    with pytest.raises(ValueError, match="max_cost must be at least 0.400, the cost of the first exit, got 0.3"):
+    with pytest.raises(ValueError, match="max_cost must be at least 0.400, the cost of the first exit to leave"):
         best_within_cost(tried, 0.3)
 
 

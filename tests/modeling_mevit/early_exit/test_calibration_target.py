@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 
+import numpy as np
 import pytest
 
 from modeling_mevit.early_exit.calibration_target import CalibrationTarget
@@ -52,14 +53,14 @@ def test_targets_check_themselves(arguments, message):
         CalibrationTarget(**arguments)
 
 
-@pytest.mark.parametrize("exits", [[], ["6"], [True], [6.0]])
+@pytest.mark.parametrize("exits", [[], ["6"], [True], [6.0], 6])
 def test_exits_are_layer_numbers(exits):
     with pytest.raises(ValueError, match="exits must be layer numbers, at least one, got "):
         CalibrationTarget(max_cost=0.5, exits=exits)
 
 
 def test_exits_survive_json_whatever_their_order():
-    target = CalibrationTarget(max_cost=0.5, exits=[12, 6])
+    target = CalibrationTarget(max_cost=0.5, exits=np.array([12, 6]))
     assert target.to_dict() == {"max_cost": 0.5, "exits": [6, 12]}
     stored = json.loads(json.dumps(target.to_dict()))
     assert CalibrationTarget.from_dict(stored) == target and hash(target)

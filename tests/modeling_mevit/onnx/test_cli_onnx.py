@@ -3,6 +3,7 @@
 """The commands of `mevit` that export, and that run what was exported."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,12 @@ def test_int8_and_its_evaluation(mevit, calibrated, photos, tmp_path):
 
 @needs_bfloat16
 def test_bfloat16_and_its_evaluation(mevit, calibrated, photos, tmp_path):
-    command = ["export", calibrated, tmp_path / "out", "--cascade", "--precision", "bfloat16", "--data", photos]
-    code, out = mevit(*command)
+    in_bfloat16 = ["--max-cost", "0.9", "--dtype", "bfloat16", "--output", tmp_path / "half"]
+    assert mevit("calibrate", calibrated, "--data", photos, *in_bfloat16)[0] == 0
+    command = ["export", tmp_path / "half", tmp_path / "out", "--cascade", "--precision", "bfloat16", "--data", photos]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="exit_thresholds were chosen in")  # they are chosen anew
+        code, out = mevit(*command)
     assert code == 0 and "model.onnx: accuracy" in out and " in float32, " in out and " in bfloat16" in out
     code, out = mevit("evaluate", tmp_path / "out", "--data", photos)
     assert code == 0 and " images, in bfloat16" in out

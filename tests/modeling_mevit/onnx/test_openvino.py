@@ -161,7 +161,7 @@ def test_another_precision_than_that_of_the_calibration_is_told(certified, in_bf
         same = MEViTCascade.from_pretrained(certified, backend="openvino", precision="float32")
         assert same.certificate == cascade.certificate
         assert MEViTCascade.from_pretrained(in_bfloat16).cascade.backend == "openvino"
-    with pytest.warns(UserWarning, match="were chosen in float32, got bfloat16, in which scores are others"):
+    with pytest.warns(UserWarning, match="were chosen in float32, got bfloat16, where scores differ"):
         other = MEViTCascade.from_pretrained(certified, backend="openvino")
     with pytest.warns(UserWarning, match="certificate of early exit is gone: the precision is bfloat16, not float32"):
         assert other.certificate is None

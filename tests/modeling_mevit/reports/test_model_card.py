@@ -89,7 +89,7 @@ def test_a_trained_checkpoint(tmp_path):
     assert "2,640 train, 296 validation, 2,485 test images), from google/vit-base-patch16-224-in21k." in text
     assert "It ran for 30 min on Some CPU (2 cores), with PyTorch 2.15.0 and Transformers 4.57.6." in text
     assert '| learning_rate | 0.0001 |\n| model_config | {"a": "b"} |' in text
-    assert 'from_pretrained("org/mevit-grocery", trust_remote_code=True)' in text
+    assert 'from_pretrained("org/mevit-grocery", dtype="auto", trust_remote_code=True)' in text
     assert "small = model.truncate(6)" in text
     assert (
         "licensed under mit; the terms of someone/Grocery and google/vit-base-patch16-224-in21k apply too. The code"
@@ -169,7 +169,7 @@ def test_a_run_of_an_older_version(tmp_path):
     older |= {"machine": METRICS["environment"], "training_seconds": None}
     directory = checkpoint(tmp_path / "mevit-e8", metrics=older)
     text = render_card(directory)
-    assert headings(text)[0] == "mevit-e8" and 'from_pretrained("mevit-e8")' in text
+    assert headings(text)[0] == "mevit-e8" and 'from_pretrained("mevit-e8", dtype="auto")' in text
     assert "It ran on Some CPU (2 cores)" in text and "No licence is stated for the weights; the terms of" in text
     data = ModelCard(text).data  # ids with an owner are of the Hub
     assert (data.datasets, data.base_model) == (["someone/Grocery"], "google/vit-base-patch16-224-in21k")
@@ -305,7 +305,8 @@ def test_an_evaluated_checkpoint(tmp_path):
     text = render_card(checkpoint(tmp_path, calibration=CALIBRATION, evaluation=EVALUATION))
     assert headings(text)[2:5] == ["Early exit", "Early exit, measured", "How to load it"]
     assert (
-        "On 2485 images of Grocery (test), none of which is known to have chosen the thresholds; "
+        "Measured on 2485 images of Grocery (test), none of which is known to have been used to choose the "
+        "thresholds; "
         "on Some GPU, 2 threads.\nEarly exit: accuracy 62.4% (last exit 52.5%" in text
     )
     environment = {**EVALUATION["environment"], "device": "cpu"}

@@ -55,6 +55,17 @@ def test_it_goes_from_careful_over_calibrated_to_fast(javascript):
     assert "The promise is gone" in path["promises"][middle + 1]["text"]
 
 
+def test_exits_that_are_left_out_stay_so(javascript):
+    path = javascript("path", config=changed(exit_thresholds=[0.0, 0.25]), exits=3, labels=5)
+    stops, middle = path["stops"], path["calibrated"]
+    assert stops[middle] == {"thresholds": [0.0, 0.25], "calibrated": True}
+    assert all(stop["thresholds"][0] == 0 for stop in stops[1:])
+    thresholds = [stop["thresholds"][1] for stop in stops[1:]]
+    assert thresholds == sorted(thresholds) and thresholds[0] < 0.25 < thresholds[-1]
+    nobody = javascript("path", config=changed(exit_thresholds=[0.0, 0.0]), exits=3, labels=5)
+    assert nobody["stops"][-1]["thresholds"] == [1.0, 1.0]
+
+
 def test_where_it_starts_without_early_exit_or_thresholds(javascript):
     off = javascript("path", config=changed(early_exit=False), exits=3, labels=5)
     assert off["start"] == 0 and off["calibrated"] > 0
