@@ -272,7 +272,7 @@ def export(
     from . import DataSource
     from . import export as run_export
     from .checkpoint import load_image_processor, quantization_for
-    from .onnx.page import prepare_page, push_space
+    from .onnx.page import create_space, prepare_page, upload_page
 
     if precision == "float32" and (data or split or half or target):
         raise ValueError("--data, --split, --half and --target are for a lower --precision, got float32.")
@@ -292,6 +292,7 @@ def export(
         source = DataSource(data, split or "", half, image_column, label_column)
         quantization = quantization_for(model.config, image_processor, source, precision, target)
     page = prepare_page(checkpoint, examples, ort_dir) if web else None
+    space = create_space(push_to_hub) if push_to_hub else None  # before the export, which takes longer
     done = run_export(
         model,
         image_processor,
@@ -307,8 +308,9 @@ def export(
     print(done)
     if web:
         print(f"To see the page: python -m modeling_mevit.onnx.serve {output}")
-    if push_to_hub:
-        print(f"The page is in https://huggingface.co/spaces/{push_space(done.directory, push_to_hub)}")
+    if space:
+        upload_page(done.directory, space)
+        print(f"The page is in https://huggingface.co/spaces/{space}")
     raise typer.Exit(1 if done.lost_early_exit else 0)
 
 

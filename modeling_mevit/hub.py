@@ -4,6 +4,8 @@
 takes seconds."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -37,6 +39,18 @@ def is_export(name_or_path: str | Path) -> bool:
     return Path(name_or_path, "cascade.json").is_file()
 
 
+@contextmanager
+def told_as_os_errors() -> Iterator[None]:
+    """Turns what the Hub's client raises where it has no connection into an `OSError`: its versions use three packages
+    for HTTP, with exceptions of their own."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(f"the Hub cannot be reached: {error}") from error
+
+
 @cache
 def answers(name: str, kind: Literal["model", "dataset"] = "model") -> bool:
     """Whether the Hub answers, asked once for a model or a data set; Transformers and Datasets would ask for each file
@@ -50,7 +64,7 @@ def answers(name: str, kind: Literal["model", "dataset"] = "model") -> bool:
             HfApi().repo_info(name, repo_type=kind, timeout=_TIMEOUT)
         except (HfHubHTTPError, HFValidationError):
             pass  # an answer too, that the library which loads it puts into words
-        except Exception:  # the Hub client's versions use three packages for HTTP, with exceptions of their own
+        except Exception:  # no connection
             return
         answered.set()
 

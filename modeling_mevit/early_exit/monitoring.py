@@ -108,6 +108,20 @@ class Evidence:
         return self.capital.sum(-1) + self.asleep
 
 
+class Audit(NamedTuple):
+    """The audited images of a batch, (A,) each, int64.
+
+    Args:
+        images: which of the batch they are.
+        early: labels of the exits that they took.
+        full: labels of the full run; -1 where it predicts none.
+    """
+
+    images: np.ndarray
+    early: np.ndarray
+    full: np.ndarray
+
+
 class Verdict(NamedTuple):
     """What is known of one statement. `str(verdict)` tells it in one sentence.
 
@@ -152,6 +166,9 @@ class Verdict(NamedTuple):
         return f"{found}. ALARM since image {self.alarm_at} of those tested: {self.meaning}."
 
 
+_NOBODY = Audit(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
+
+
 class PromiseMonitor:
     """Tests at any time whether a promise still holds, with a bounded rate of false alarms over the whole stream.
 
@@ -174,6 +191,10 @@ class PromiseMonitor:
         audit: share of the images that also run to the end, above 0 and up to 1.
         confidence: of an alarm.
         seed: of the draw of audited images; by default one from the operating system.
+
+    Attributes:
+        last_audit: which images of the latest batch were audited, and both labels of each ([`Audit`]): what to keep
+            until their own labels come.
 
     Raises:
         ValueError: where one of them is out of range.
@@ -222,6 +243,7 @@ class PromiseMonitor:
         self._counts = {self.replica: dict.fromkeys(COUNTS, 0)}
         self._evidence = {"disagreement": Evidence(max_disagreement, lowest=0), "drop": Evidence(drop, lowest=-1)}
         self._alarms: dict[str, int | None] = dict.fromkeys(self._evidence)
+        self.last_audit = _NOBODY
 
     @classmethod
     def from_calibration(
@@ -300,19 +322,23 @@ class PromiseMonitor:
         # what was seen is saved, so that a monitor that goes on does not draw the same numbers again
         drawn = np.random.default_rng([self.seed, own["seen"]]).random(count)
         own["seen"] += count
+        self.last_audit = _NOBODY
         return drawn < self.audit
 
-    def update(self, early: Any, full: Any) -> None:
-        """Counts audited images.
+    def update(self, early: Any, full: Any, images: Any = None) -> None:
+        """Counts audited images, and keeps them as `last_audit`.
 
         Args:
-            early: (B,), labels of the exits that they took: an array, a tensor or a list.
-            full: (B,), labels of the full run.
+            early: (A,), labels of the exits that they took: an array, a tensor or a list.
+            full: (A,), labels of the full run.
+            images: (A,), which images of their batch they are; all of it by default.
 
         Raises:
             ValueError: where these are no integers, or not equally many.
         """
         early, full = _labels("early", early), _labels("full", full, like=early)
+        images = np.arange(len(early)) if images is None else _labels("images", images, like=early)
+        self.last_audit = Audit(images, early, full)
         own = self._counts[self.replica]
         for differs in (early != full).tolist():
             own["audited"] += 1
@@ -373,7 +399,7 @@ class PromiseMonitor:
         if left.any():
             images = pixel_values[np.flatnonzero(audited)[left]]
             full[left] = _predictions(model(images, early_exit=False).logits)
-        self.update(early, full)
+        self.update(early, full, np.flatnonzero(audited))
         return outputs
 
     @property

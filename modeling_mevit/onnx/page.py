@@ -21,6 +21,7 @@ from PIL import Image
 
 from ..data.demo import CLASS_NAMES, demo_images
 from ..data.image_processing import read_image
+from ..hub import told_as_os_errors
 from .cascade_mevit import read_stages
 from .onnxruntime_web import VERSION, read_onnxruntime_web
 
@@ -161,31 +162,46 @@ def prepare_page(checkpoint: str, examples: str | None = None, ort_dir: Path | N
     )
 
 
-def push_space(directory: Path, name: str) -> str:
-    """Uploads a page to a static Space, which is made where it does not exist yet: files of the page, and no others.
+def create_space(name: str) -> str:
+    """Makes a static Space where there is none. Returns its whole name.
 
     Args:
-        directory: of an export with a page.
-        name: of the Space, such as "someone/aircraft".
-
-    Returns:
-        The name of the Space.
+        name: such as "someone/aircraft", or "aircraft" for one of your own.
 
     Raises:
         OSError: where the Hub cannot be reached or refuses it.
+        ValueError: where the name is none.
     """
-    api = HfApi()
-    space = api.create_repo(name, repo_type="space", space_sdk="static", exist_ok=True).repo_id
+    with told_as_os_errors():
+        return str(HfApi().create_repo(name, repo_type="space", space_sdk="static", exist_ok=True).repo_id)
+
+
+def upload_page(directory: Path, space: str) -> None:
+    """Uploads a page to a Space: files of the page, and no others.
+
+    Args:
+        directory: of an export with a page.
+        space: its name.
+
+    Raises:
+        OSError: where the Hub cannot be reached or refuses it; the page is there to be uploaded again.
+    """
     content = json.loads((directory / "page.json").read_text("utf-8"))
     public = [*content["files"], "page.json", "README.md", CARD]
-    api.upload_folder(
-        repo_id=space,
-        repo_type="space",
-        folder_path=directory,
-        commit_message="Early exit in the browser",
-        allow_patterns=public,
-    )
-    return space
+    try:
+        with told_as_os_errors():
+            HfApi().upload_folder(
+                repo_id=space,
+                repo_type="space",
+                folder_path=directory,
+                commit_message="Early exit in the browser",
+                allow_patterns=public,
+            )
+    except OSError as error:
+        raise OSError(
+            f"the page is in {directory}, and was not uploaded: {error}. To upload it, call upload_page(Path("
+            f"{str(directory)!r}), {space!r}) of modeling_mevit.onnx.page."
+        ) from error
 
 
 def keep_float32(directory: Path, names: Sequence[str]) -> Path:

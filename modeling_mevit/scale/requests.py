@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any, cast
@@ -25,6 +26,7 @@ from .scorers import NamedContent
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # that are decoded
 HEADER_READS = 1000  # of an image's header, each some bytes long; a segment of a JPEG takes four
+MOST_MEGAPIXELS = 178  # twice what Pillow warns of
 FORM, JSON = "multipart/form-data", "application/json"
 HOW_TO_SEND = f'send image files as {FORM}, or {JSON} such as {{"image": BASE64}} or {{"images": [BASE64, BASE64]}}'
 
@@ -63,8 +65,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("megabytes", "images", "megapixels"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}.")
+        if self.megapixels > MOST_MEGAPIXELS:
+            raise ValueError(
+                f"megapixels must be at most {MOST_MEGAPIXELS}, more than which Pillow does not read, got "
+                f"{self.megapixels:g}."
+            )
 
     @property
     def bytes(self) -> int:

@@ -22,10 +22,11 @@ from . import files
 COLUMNS = pa.schema(
     [
         ("path", pa.string()),  # of the image
-        ("label", pa.string()),  # null, like the three below, where the image could not be scored
+        ("label", pa.string()),  # null, like the four below, where the image could not be scored
         ("probability", pa.float32()),  # of the label
         ("exit_layer", pa.int32()),  # where the image left
         ("score", pa.float32()),  # of that exit, low where it is sure
+        ("full_label", pa.string()),  # of the full run; null where the image was not audited
         ("error", pa.string()),  # why the image could not be scored, else null
     ]
 )
@@ -157,8 +158,8 @@ def open_results(directory: str, model: str) -> pa.ChunkedArray:
         return _NO_NAMES
     files.remove_parts(directory)
     start, end = _PARTS
-    names = [PurePosixPath(name).name for name in files.files_below(directory)]
-    parts = [name for name in names if name.startswith(start) and name.endswith(end)]
+    names = [str(PurePosixPath(name).relative_to(directory)) for name in files.files_below(directory)]
+    parts = [name for name in names if name.startswith(start) and name.endswith(end) and "/" not in name]
     if len(parts) < len(names):
         other = next(name for name in names if name not in set(parts))
         raise ValueError(f"OUTPUT must be a directory of results alone, or a new one; {directory} has {other}.")

@@ -50,7 +50,7 @@ from .scorers import (
     open_scorer,
     promise_monitor,
 )
-from .sources import Contents, list_images
+from .sources import Content, Contents, list_images
 
 
 MOST_ROWS = 2048  # of a block, which is a file of the results
@@ -80,8 +80,8 @@ def score(
     Args:
         checkpoint: directory or Hub name of a trained model, or directory of an export, which every machine can read.
         source: of the images, see [`list_images`].
-        output: directory of Parquet files with the columns `path`, `label`, `probability`, `exit_layer`, `score` and
-            `error`; a path or a URI.
+        output: directory of Parquet files with the columns `path`, `label`, `probability`, `exit_layer`, `score`,
+            `full_label` and `error`; a path or a URI. It may lie in the source, of which it is then no part.
         cluster: address of a Ray cluster; this machine alone by default.
         actors: processes with the model; by default as many as there is room for.
         cpus: of an actor, for reading images, and on the CPU for the model.
@@ -89,8 +89,8 @@ def score(
         memory: of an actor, in GiB, so that no machine gets more actors than it has memory for.
         batch_size: images that go through the model at a time.
         image_column: of Parquet files, see [`list_images`].
-        audit: share of the images that also run to the end, to watch the promise; none by default. Rows do not depend
-            on it, and what was scored in an earlier run is not audited.
+        audit: share of the images that also run to the end, to watch the promise; none by default. Of rows only
+            `full_label` depends on it, and what was scored in an earlier run is not audited.
         max_disagreement: share of the images that may disagree; what calibration promised by default.
         seed: of the draw of audited images, which also depends on how they are cut into blocks; by default one from
             the operating system.
@@ -109,7 +109,7 @@ def score(
         if not files.is_remote(directory):
             stack.enter_context(locked(Path(directory)))
         done = open_results(directory, model)
-        listed = list_images(source, image_column)
+        listed = list_images(source, image_column, without=directory)
         missing = listed.filter(pc.invert(pc.is_in(listed["path"], done)))
         before = len(listed) - len(missing)
         del done, listed
@@ -209,10 +209,13 @@ class ScoringActor:
             reading = next_reading
         yield self._rows(reading, monitor)
 
-    def _read(self, path: str, content: bytes | None) -> np.ndarray | str:
+    def _read(self, path: str, content: Content) -> np.ndarray | str:
         """Pixel values of an image, or why there are none."""
+        if isinstance(content, OSError):
+            return str(content)
         try:
-            return self.scorer.read(NamedContent(files.read_file(path) if content is None else content, path))
+            held = files.read_file(content) if isinstance(content, str) else content
+            return self.scorer.read(NamedContent(held, path))
         except (OSError, ValueError) as error:
             return " ".join(str(error).split())
 
@@ -223,15 +226,15 @@ class ScoringActor:
         if pixel_values:
             scores = self.scorer(np.stack(pixel_values), monitor)
             arrays = (scores.probability, scores.exit_layer, scores.exit_score)
-            scored = zip(scores.labels, *(array.tolist() for array in arrays), strict=True)
+            scored = zip(scores.labels, *(array.tolist() for array in arrays), scores.full_labels, strict=True)
         rows = []
         for (path, _), pixels in zip(reading, read, strict=True):
-            label, *numbers = (None,) if isinstance(pixels, str) else next(scored)
+            label, *others = (None,) if isinstance(pixels, str) else next(scored)
             if label is None:
                 reason = pixels if isinstance(pixels, str) else NOT_A_NUMBER
-                rows.append((path, None, None, None, None, reason))
+                rows.append((path, *(None for _ in COLUMNS.names[1:-1]), reason))
             else:
-                rows.append((path, label, *numbers, None))
+                rows.append((path, label, *others, None))
         columns = zip(*rows, strict=True)
         return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, COLUMNS, strict=True)], COLUMNS)
 

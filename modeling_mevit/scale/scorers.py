@@ -38,12 +38,14 @@ class Scores(NamedTuple):
         probability: (B,), float32, of the label.
         exit_layer: (B,), int64.
         exit_score: (B,), float32.
+        full_labels: B names of classes, that the full run gives; None of those that were not audited.
     """
 
     labels: list[str | None]
     probability: np.ndarray
     exit_layer: np.ndarray
     exit_score: np.ndarray
+    full_labels: list[str | None]
 
 
 class Scorer(Protocol):
@@ -87,7 +89,7 @@ class CascadeScorer:
     def __call__(self, pixel_values: np.ndarray, monitor: PromiseMonitor | None = None) -> Scores:
         self.cascade.monitor = monitor
         output = self.cascade(pixel_values)
-        return scores_of(output.logits, output.exit_layer, output.exit_score, self.cascade.labels)
+        return scores_of(output.logits, output.exit_layer, output.exit_score, self.cascade.labels, monitor)
 
 
 class CheckpointScorer:
@@ -122,11 +124,22 @@ class CheckpointScorer:
             scores = output.exit_scores[:, -1]
         arrays = (one.float().cpu().numpy() for one in (output.logits, scores))
         logits, exit_score = arrays
-        return scores_of(logits, layers.cpu().numpy(), exit_score, self.labels)
+        return scores_of(logits, layers.cpu().numpy(), exit_score, self.labels, monitor)
 
 
-def scores_of(logits: np.ndarray, exit_layer: np.ndarray, exit_score: np.ndarray, labels: Sequence[str]) -> Scores:
-    """Labels and probabilities of logits (B, L), by the names of the labels, beside exits (B,) and scores (B,)."""
+def scores_of(
+    logits: np.ndarray,
+    exit_layer: np.ndarray,
+    exit_score: np.ndarray,
+    labels: Sequence[str],
+    monitor: PromiseMonitor | None = None,
+) -> Scores:
+    """Labels and probabilities of logits (B, L), by the names of the labels, beside exits (B,), scores (B,), and what
+    a monitor has just learned of the full run."""
+    full_labels: list[str | None] = [None] * len(logits)
+    if monitor is not None:
+        for image, label in zip(monitor.last_audit.images, monitor.last_audit.full, strict=True):
+            full_labels[image] = labels[label] if label >= 0 else None
     finite = np.isfinite(logits).all(-1)
     exponentials = np.exp(logits - logits.max(-1, keepdims=True), where=finite[:, None], out=np.ones_like(logits))
     probabilities = exponentials / exponentials.sum(-1, keepdims=True)
@@ -136,6 +149,7 @@ def scores_of(logits: np.ndarray, exit_layer: np.ndarray, exit_score: np.ndarray
         probability=probabilities.max(-1),
         exit_layer=exit_layer,
         exit_score=exit_score,
+        full_labels=full_labels,
     )
 
 

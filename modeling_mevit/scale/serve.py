@@ -3,6 +3,7 @@
 """Serves an exported cascade on Ray Serve."""
 
 import logging
+import math
 import os
 import re
 import secrets
@@ -80,8 +81,8 @@ class Service:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "threads", "queue", "deadline"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}.")
         if not is_export(self.export):
             raise ValueError(f"EXPORT must be what `mevit export --cascade` wrote, got {self.export}.")
         if self.limits.images > self.queue:

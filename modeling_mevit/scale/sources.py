@@ -23,15 +23,24 @@ PARQUET = ".parquet"
 ROWS_AT_ONCE = 64  # of a Parquet file
 NAMES_AT_ONCE = 2**16
 READ_AHEAD = 2**20  # bytes of a column
+NO_GROUP = -1  # of a Parquet file that cannot be read
+
+# what an image's file holds, the name of the file, or why a Parquet file does not give it
+Content = bytes | str | OSError
+
+_NO_ROWS = pa.array([], pa.binary())
 
 
-def list_images(source: str, image_column: str | None = None) -> pa.Table:
+def list_images(source: str, image_column: str | None = None, without: str | None = None) -> pa.Table:
     """Lists the images of a folder, a glob, Parquet files or a single file.
+
+    Of several Parquet files, one that cannot be read is listed as an image of its name, which cannot be read either.
 
     Args:
         source: a path or a URI. Of a folder, hidden files and those that are no images by their names are left out.
         image_column: of Parquet files, with images (bytes, or as Datasets stores them) or their names, relative to the
             Parquet file; by default the only one with images, else `path` or `image`.
+        without: full name of a directory that is left out.
 
     Raises:
         ValueError: where there is nothing, or both images and Parquet files, or the column is missing or another.
@@ -39,6 +48,8 @@ def list_images(source: str, image_column: str | None = None) -> pa.Table:
     """
     tables, chunks = [], []
     names = _names(files.full_name(source))
+    if without is not None:
+        names = (name for name in names if not name.startswith(f"{without.rstrip('/')}/"))
     while some := list(islice(names, NAMES_AT_ONCE)):
         tables += [name for name in some if _suffix(name) == PARQUET]
         chunks.append(pa.array([name for name in some if _suffix(name) != PARQUET], pa.string()))
@@ -54,10 +65,18 @@ def list_images(source: str, image_column: str | None = None) -> pa.Table:
         raise ValueError(f"--image-column is for Parquet files, got {source} without any.")
     if not tables:
         return pa.table({"path": images})
-    listed = pa.concat_tables([_images_in(table, image_column) for table in tables])
-    if "file" in listed.column_names:
-        return listed
-    return pa.table({"path": pc.unique(listed["path"])})
+    listed, damaged = [], []
+    for table in tables:
+        try:
+            listed.append(_images_in(table, image_column))
+        except (OSError, pa.ArrowException) as error:
+            if len(tables) == 1:
+                raise ValueError(f"{table} cannot be read as a Parquet file: {error}") from error
+            damaged.append(table)
+    if not listed:
+        raise ValueError(f"none of the {len(damaged)} Parquet files of {source} can be read.")
+    images = pa.concat_tables([*listed, _unreadable(damaged, listed[0].schema)])
+    return images if "file" in images.column_names else pa.table({"path": pc.unique(images["path"])})
 
 
 class Contents:
@@ -74,30 +93,35 @@ class Contents:
         self.image_column = image_column
         self._group: tuple[str, int] | None = None  # file and row group that is open
         self._batches: Iterator[pa.Array] = iter(())
-        self._batch, self._start = pa.array([], pa.binary()), 0  # rows, and which of the group the first one is
+        self._batch, self._start = _NO_ROWS, 0  # rows, and which of the group the first one is
+        self._failure: OSError | None = None  # of that group
 
-    def of(self, images: pa.Table) -> Iterator[tuple[str, bytes | None]]:
-        """Names of listed images, in order, and what their files hold; None for those that are files themselves.
-
-        Raises:
-            OSError: where a Parquet file cannot be read.
-        """
+    def of(self, images: pa.Table) -> Iterator[tuple[str, Content]]:
+        """Names of listed images, in order, and what their files hold, which files these are, or why there is
+        nothing."""
         paths = images["path"].to_pylist()
         if "file" not in images.column_names:
-            yield from ((path, None) for path in paths)
+            yield from zip(paths, paths, strict=True)
             return
         places = (images[column].to_pylist() for column in ("file", "row_group", "row"))
         for path, file, group, row in zip(paths, *places, strict=True):
             yield path, self._content(file, group, row)
 
-    def _content(self, file: str, group: int, row: int) -> bytes:
+    def _content(self, file: str, group: int, row: int) -> Content:
         if self._group != (file, group) or row < self._start:
             self._batches = _batches(file, group, self.image_column)
-            self._group, self._batch, self._start = (file, group), next(self._batches), 0
-        while row >= self._start + len(self._batch):
-            self._start, self._batch = self._start + len(self._batch), next(self._batches)
+            self._group, self._batch, self._start, self._failure = (file, group), _NO_ROWS, 0, None
+        try:
+            while self._failure is None and row >= self._start + len(self._batch):
+                self._start, self._batch = self._start + len(self._batch), next(self._batches)
+        except (OSError, pa.ArrowException) as error:
+            self._failure = OSError(f"{file} cannot be read: {' '.join(str(error).split())}")
+        if self._failure is not None:
+            return self._failure
         value = self._batch[row - self._start].as_py()
-        return (value.get("bytes") if isinstance(value, dict) else value) or b""  # nothing of those that are null
+        if isinstance(value, dict) and value["bytes"] is None and value.get("path"):
+            return files.beside(file, value["path"])  # as Datasets stores images whose files stay where they are
+        return (value["bytes"] if isinstance(value, dict) else value) or b""  # nothing of those that are null
 
 
 def _names(source: str) -> Iterator[str]:
@@ -118,15 +142,12 @@ def _suffix(name: str) -> str:
 def _images_in(file: str, image_column: str | None) -> pa.Table:
     """Lists the images of one Parquet file."""
     with files.open_file(file) as opened:
-        try:
-            parquet = pq.ParquetFile(opened)
-            column = _column(file, parquet.schema_arrow, image_column)
-            if _has_names(parquet.schema_arrow.field(column).type):
-                names = parquet.read(columns=[column])[column].to_pylist()
-                return pa.table({"path": [files.beside(file, name) for name in names if name]})
-            groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
-        except pa.ArrowException as error:
-            raise ValueError(f"{file} cannot be read as a Parquet file: {error}") from error
+        parquet = pq.ParquetFile(opened)
+        column = _column(file, parquet.schema_arrow, image_column)
+        if _has_names(parquet.schema_arrow.field(column).type):
+            names = parquet.read(columns=[column])[column].to_pylist()
+            return pa.table({"path": [files.beside(file, name) for name in names if name]})
+        groups = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
     total = sum(groups)
     return pa.table(
         {
@@ -136,6 +157,16 @@ def _images_in(file: str, image_column: str | None) -> pa.Table:
             "row": pa.array((row for count in groups for row in range(count)), pa.int32(), size=total),
         }
     )
+
+
+def _unreadable(tables: list[str], schema: pa.Schema) -> pa.Table:
+    """Parquet files that cannot be read, an image each, listed as those of others are."""
+    count = len(tables)
+    columns = {"path": pa.array(tables, pa.string())}
+    if "file" in schema.names:
+        columns["file"] = columns["path"].dictionary_encode()
+        columns |= {"row_group": pa.array([NO_GROUP] * count, pa.int32()), "row": pa.array([0] * count, pa.int32())}
+    return pa.table(columns)
 
 
 def _column(file: str, schema: pa.Schema, given: str | None) -> str:
@@ -176,7 +207,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _batches(file: str, group: int, image_column: str | None) -> Iterator[pa.Array]:
     """The images of one row group of a Parquet file, some rows at a time."""
     with files.open_file(file) as opened:
-        parquet = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)
+        parquet = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)  # raises of one that is damaged
         column = _column(file, parquet.schema_arrow, image_column)
         for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
             yield batch.column(column)

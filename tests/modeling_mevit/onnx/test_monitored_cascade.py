@@ -60,6 +60,14 @@ def test_answers_stay_and_audited_images_are_counted(directory, model, images, a
     assert monitor.counts["seen"] == len(images)
     assert monitor.counts["audited"] == drawn.sum()
     assert monitor.counts["disagreements"] == differs[drawn].sum()
+    images_of, early, of_full_run = monitor.last_audit
+    assert np.array_equal(images_of, np.flatnonzero(drawn)) and np.array_equal(of_full_run, full[drawn])
+    assert np.array_equal(early, expected.logits.argmax(-1)[drawn])
+    other = PromiseMonitor(0.02, audit=audit, seed=1)
+    other.run(model, images)
+    assert all(map(np.array_equal, other.last_audit, monitor.last_audit))
+    other.draw(1)
+    assert not len(other.last_audit.images)
 
 
 def test_exits_disagree_so_that_the_counts_can_be_wrong(directory, images):

@@ -10,7 +10,7 @@ from modeling_mevit.scale.results import COLUMNS, ScoringReport, Summary, open_r
 
 def rows(*names: str, error: str | None = None, layer: int = 2) -> pa.Table:
     """Rows of images that all left at one exit, or could not be read."""
-    scored = (None,) * 4 if error else ("teal", 0.9, layer, 0.1)
+    scored = (None,) * 5 if error else ("teal", 0.9, layer, 0.1, None)
     columns = zip(*((name, *scored, error) for name in names), strict=True)
     return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, COLUMNS, strict=True)], COLUMNS)
 

@@ -48,7 +48,7 @@ def expected(spread, noises) -> dict[str, tuple]:
     output = cascade(cascade.preprocess(readable(noises)))
     assert set(output.exit_layer.tolist()) == {2, 3, 4} and not output.borderline.any()
     scores = scores_of(output.logits, output.exit_layer, output.exit_score, cascade.labels)
-    arrays = (array.tolist() for array in scores[1:])
+    arrays = (array.tolist() for array in scores[1:4])
     return dict(zip(map(str, readable(noises)), zip(scores.labels, *arrays, strict=True), strict=True))
 
 
@@ -203,6 +203,9 @@ def test_an_audit_counts_those_that_are_drawn_and_changes_no_row(
         counts = monitor.counts
         assert counts["seen"] == 60 and 15 < counts["audited"] == drawn.sum() < 45
         assert counts["disagreements"] == (drawn & list(disagreements.values())).sum()
+        assert [row["full_label"] is not None for row in rows.values()] == drawn.tolist()
+        differ = [row["full_label"] not in (None, row["label"]) for row in rows.values()]
+        assert differ == (drawn & list(disagreements.values())).tolist()
         assert totals.setdefault(seed, drawn.tolist()) == drawn.tolist()  # the same images of the same seed
     assert totals[0] != totals[1]
 

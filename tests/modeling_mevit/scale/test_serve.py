@@ -66,7 +66,7 @@ def expected(spread, images) -> list[tuple]:
     output = cascade(cascade.preprocess([io.BytesIO(image) for image in images]))
     assert set(output.exit_layer.tolist()) == {2, 3, 4} and not output.borderline.any()
     scores = scores_of(output.logits, output.exit_layer, output.exit_score, cascade.labels)
-    return list(zip(scores.labels, *(array.tolist() for array in scores[1:]), strict=True))
+    return list(zip(scores.labels, *(array.tolist() for array in scores[1:4]), strict=True))
 
 
 def check(predictions: list[dict], expected: list[tuple]) -> None:
@@ -306,10 +306,11 @@ def test_a_ray_that_others_could_reach_does_not_serve(local_ray, mevit, spread, 
         ({"token": "0123456789 abcdef"}, f"{TOKEN} must be of visible ASCII characters without spaces"),
         ({"token": "0123456789abcdé"}, "must have at least 16 characters, got 15"),
         ({"token": "0123456789abcdéf"}, f"{TOKEN} must be of visible ASCII characters without spaces"),
-        ({"queue": 0}, "queue must be above 0, got 0"),
+        ({"queue": 0}, "queue must be a number above 0, got 0"),
+        ({"deadline": float("inf")}, "deadline must be a number above 0, got inf"),
         ({"queue": 8}, "queue must be at least the images of a request, 32, got 8"),
-        ({"batch_size": 0}, "batch_size must be above 0"),
-        ({"deadline": -1.0}, "deadline must be above 0"),
+        ({"batch_size": 0}, "batch_size must be a number above 0"),
+        ({"deadline": -1.0}, "deadline must be a number above 0"),
         ({"max_disagreement": 0.1}, "--max-disagreement is for --audit, which is not given, got 0.1"),
         ({"audit_state": "state.json"}, "--audit-state is for --audit, which is not given, got state.json"),
     ],

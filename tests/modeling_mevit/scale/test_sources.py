@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,7 +63,7 @@ def test_parquet_with_images(folder, tmp_path):
     plain, structs = tmp_path / "tables" / "plain.parquet", tmp_path / "tables" / "structs.parquet"
     plain.parent.mkdir()
     pq.write_table(pa.table({"number": range(6), "photo": content}), plain, row_group_size=4)
-    images = [{"bytes": one, "path": "same.jpg"} for one in content[:4]] + [None, {"bytes": None, "path": "x"}]
+    images = [{"bytes": one, "path": "same.jpg"} for one in content[:4]] + [None, {"bytes": None, "path": None}]
     pq.write_table(pa.table({"image": images, "path": ["same.jpg"] * 6}), structs, row_group_size=5)
     listed = list_images(str(plain.parent))
     assert names(listed) == [f"{file}#{row}" for file in (plain, structs) for row in range(6)]
@@ -72,6 +73,60 @@ def test_parquet_with_images(folder, tmp_path):
     some = listed.take([1, 3, 4, 9, 10])
     assert [content for _, content in Contents().of(some)] == [expected[place] for place in (1, 3, 4, 9, 10)]
     assert names(list_images(f"{tmp_path}/*/plain.parquet", "photo")) == names(listed)[:6]
+
+
+def test_parquet_as_datasets_writes_it_of_local_files(folder, tmp_path):
+    files = [str(folder / "b/2.png"), str(folder / "b/1.JPG")]
+    rows = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+    rows.to_parquet(tmp_path / "rows.parquet")
+    read = [content for _, content in Contents().of(list_images(str(tmp_path / "rows.parquet")))]
+    assert read == files or read == [Path(file).read_bytes() for file in files]
+    stored = pa.array(
+        [{"bytes": None, "path": "photos/b/2.png"}], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
+    pq.write_table(pa.table({"image": stored}), tmp_path / "beside.parquet")
+    [(_, content)] = Contents().of(list_images(str(tmp_path / "beside.parquet")))
+    assert content == files[0]
+
+
+@pytest.mark.parametrize("with_names", [False, True])
+def test_parquet_files_that_cannot_be_read_are_images_that_cannot(folder, tmp_path, with_names):
+    image = "photos/b/2.png" if with_names else (folder / "b/2.png").read_bytes()
+    for name in ("a", "b", "c"):
+        pq.write_table(pa.table({"image": [image] * 200}), tmp_path / f"{name}.parquet", row_group_size=100)
+    damaged = tmp_path / "b.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    listed = list_images(f"{tmp_path}/*.parquet")
+    assert names(listed)[-1] == str(damaged) and len(listed) == (2 if with_names else 401)
+    *_, (name, content) = Contents().of(listed)
+    assert name == str(damaged)
+    if not with_names:
+        assert isinstance(content, OSError) and str(content).startswith(f"{damaged} cannot be read: ")
+    for name in ("a", "c"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="none of the 3 Parquet files of .* can be read"):
+        list_images(f"{tmp_path}/*.parquet")
+    with pytest.raises(ValueError, match="b.parquet cannot be read as a Parquet file: "):
+        list_images(str(damaged))
+
+
+def test_a_row_group_that_cannot_be_read_fails_alone(tmp_path):
+    file = tmp_path / "large.parquet"
+    content = [os.urandom(1000) for _ in range(300)]
+    pq.write_table(pa.table({"image": content}), file, row_group_size=100, use_dictionary=False)
+    listed, group = list_images(str(file)), pq.ParquetFile(file).metadata.row_group(1).column(0)
+    with file.open("r+b") as opened:
+        opened.seek(group.data_page_offset)
+        opened.write(b"\xff" * group.total_compressed_size)
+    read = [content for _, content in Contents().of(listed)]
+    assert read[:100] == content[:100] and read[200:] == content[200:]
+    assert all(isinstance(one, OSError) for one in read[100:200])
+
+
+def test_a_directory_can_be_left_out(folder):
+    write_image(folder / "b2" / "7.png")
+    listed = names(list_images(str(folder), without=str(folder / "b")))
+    assert listed == [str(folder / "a/c/3.webp"), str(folder / "b2" / "7.png")]
 
 
 def test_blocks_in_order_read_a_row_group_once(tmp_path, monkeypatch):
@@ -114,7 +169,7 @@ def test_parquet_with_names(folder, tmp_path):
     listed = list_images(f"{tmp_path}/*.parquet")
     expected = [str(folder / "b/2.png"), str(folder / "b/1.JPG"), "s3://bucket/c.jpg"]
     assert names(listed) == expected  # each once
-    assert list(Contents().of(listed)) == [(name, None) for name in expected]
+    assert list(Contents().of(listed)) == [(name, name) for name in expected]
     assert names(list_images(str(tmp_path / "names.parquet"), "label")) == [str(tmp_path / "x")]
 
 

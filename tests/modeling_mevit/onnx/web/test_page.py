@@ -11,15 +11,16 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 
 from modeling_mevit.onnx import onnxruntime_web
 from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.onnx.onnxruntime_web import FILES, VERSION, read_onnxruntime_web
-from modeling_mevit.onnx.page import PROGRAM, RUNTIME, prepare_page
+from modeling_mevit.onnx.page import PROGRAM, RUNTIME, prepare_page, upload_page
 from modeling_mevit.onnx.serve import main as serve
 from modeling_mevit.onnx.serve import page_server
 from tests.helpers.hub import record_hub
@@ -117,6 +118,30 @@ def test_a_space_is_pushed_with_the_files_of_the_page_alone(mevit, calibrated, p
         "cross-origin-resource-policy": "cross-origin",
     }
     assert "[MODEL_CARD.md](MODEL_CARD.md)" in upload["files"]["README.md"].decode()
+
+
+class NoConnection(Exception):
+    """As the Hub's client raises it, which is no OSError."""
+
+
+@pytest.mark.parametrize("step", ["create_repo", "upload_folder"])
+def test_a_page_that_cannot_be_pushed_is_told_in_a_line(mevit, calibrated, pretended_ort, tmp_path, monkeypatch, step):
+    def fail(self: HfApi, *args: Any, **kwargs: Any) -> None:
+        raise NoConnection("no route")
+
+    hub = record_hub(monkeypatch)
+    monkeypatch.setattr(HfApi, step, fail)
+    out = tmp_path / "out"
+    push = ["--cascade", "--web", "--ort-dir", pretended_ort, "--push-to-hub", "us/colours"]
+    message, _ = mevit("export", calibrated, out, *push)
+    assert "the Hub cannot be reached: no route" in message and "\n" not in message
+    if step == "create_repo":  # before the export
+        assert not out.exists()
+        return
+    assert f"the page is in {out}" in message and "upload_page(Path('" in message
+    record_again = record_hub(monkeypatch)
+    upload_page(out, "us/colours")
+    assert not hub.uploads and record_again.uploads[0]["repo_id"] == "us/colours"
 
 
 def test_a_model_of_the_hub_is_linked(pretended_ort, tmp_path, monkeypatch):
