@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files of onnxruntime-web, which run graphs in a browser: from a folder, or from npm by its own client."""
 
+import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -49,6 +51,12 @@ def read_onnxruntime_web(folder: Path | None = None) -> dict[str, bytes]:
                 content = archive.extractfile(f"package/dist/{name}")
                 Path(temporary, name).write_bytes(content.read() if content else b"")
         return _read(Path(temporary))
+
+
+def version_of(files: Mapping[str, bytes]) -> str:
+    """Of onnxruntime-web, as its files say; "of unknown version" where they do not."""
+    found = re.search(rb"ONNX Runtime Web v([\w.-]+)", files[FILES[0]][:1000])
+    return found[1].decode() if found else "of unknown version"
 
 
 def _read(folder: Path) -> dict[str, bytes]:

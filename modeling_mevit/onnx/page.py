@@ -23,7 +23,7 @@ from ..data.demo import CLASS_NAMES, demo_images
 from ..data.image_processing import read_image
 from ..hub import told_as_os_errors
 from .cascade_mevit import read_stages
-from .onnxruntime_web import VERSION, read_onnxruntime_web
+from .onnxruntime_web import read_onnxruntime_web, version_of
 
 
 FLOAT32 = "float32"  # where the files of that precision lie, beside those of a lower one
@@ -131,7 +131,7 @@ class WebPage:
         elif self.card:
             card = f"The model's card is [{CARD}]({CARD})."
         template = files(__package__).joinpath("web").joinpath("space.md").read_text("utf-8")
-        values = {"title": self.title, "card": card, "onnxruntime_web": VERSION}
+        values = {"title": self.title, "card": card, "onnxruntime_web": version_of(self.runtime)}
         return template.format(metadata=data.to_yaml().strip(), **values)
 
 

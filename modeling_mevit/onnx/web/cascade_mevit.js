@@ -20,6 +20,7 @@
  * B images, E exits, L labels, N tokens of width d, H heads.
  */
 
+const PRECISIONS = ["float32", "float16", "bfloat16", "int8", "int8-dynamic"];
 const BORDERLINE = Math.fround(1e-4); // of a score to its threshold: where rounding can decide
 
 const PLAIN_NAME = /^[\p{L}\p{N}_][\p{L}\p{N}_.-]*$/u;
@@ -30,7 +31,9 @@ const MAX_JSON = 2 ** 26; // bytes
 const EXTERNAL_WEIGHTS = new TextEncoder().encode("location"); // a key in ONNX files, nowhere else in those exported
 const CHANNELS = 3; // of an image that is read: red, green, blue
 const LARGEST = 3.4028234663852886e38; // float32
-const SAME = 1e-2; // difference of logits between WebGPU and WebAssembly, which add up in another order
+// differences between WebGPU and WebAssembly, which add up in another order
+const SAME_LOGIT = 1e-2;
+const SAME_SCORE = 1e-3;
 const STRIP = 2 ** 22; // pixels of an image that are read at a time
 
 /**
@@ -77,6 +80,7 @@ const STRIP = 2 ** 22; // pixels of an image that are read at a time
  * @typedef {object} CascadeOutput
  * @property {Tensor} logits (B, L), of the exit that each image took
  * @property {number[]} exitLayer (B,), the layer of that exit
+ * @property {number[]} exitScore (B,), its score, low where the exit is sure
  * @property {boolean[]} borderline (B,), whether an image had, at an exit that it reached, a score within 1e-4 of its
  *     threshold; another runtime may let it leave at another exit
  */
@@ -104,7 +108,8 @@ export class Cascade {
    * @throws {Error} where a file is missing, malformed, damaged, or of an older version
    */
   static async load(ort, read, { executionProviders = ["wasm"] } = {}) {
-    const stages = readStages(await readJson(read, "cascade.json"));
+    const description = await readJson(read, "cascade.json");
+    const stages = readStages(description);
     const config = await readJson(read, "config.json");
     checkConfig(config, stages);
     const side = config.image_size;
@@ -115,11 +120,11 @@ export class Cascade {
       const open = (name) => openGraph(ort, read, name, executionProviders);
       sessions.push({ stage: await open(stage.stage), query: await open(stage.query) });
     }
-    return new Cascade(ort, config, stages, sessions, preprocessing, imageSize);
+    return new Cascade(ort, config, stages, sessions, preprocessing, imageSize, description.precision);
   }
 
   /** @hidden use {@link Cascade.load} */
-  constructor(ort, config, stages, sessions, preprocessing, imageSize) {
+  constructor(ort, config, stages, sessions, preprocessing, imageSize, precision = "float32") {
     /** What config.json holds. @type {Record<string, any>} */
     this.config = config;
     /** Names of the labels, in the order of the logits. @type {string[]} */
@@ -132,9 +137,17 @@ export class Cascade {
     this.exitLayers = stages.map((stage) => stage.exit_layer);
     /** Of leaving at each exit, relative to the plain ViT. @type {number[]} */
     this.costs = stages.map((stage) => stage.cost);
+    /** What the files compute in; those that are made for bfloat16 are in float32. @type {string} */
+    this.precision = precision === "bfloat16" ? "float32" : precision;
     this.ort = ort;
     this.stages = sessions;
     this.#checkGraphs();
+    const chosenIn = calibratedPrecision(config, precision);
+    if (chosenIn !== null && chosenIn !== this.precision)
+      console.warn(
+        `the thresholds were chosen in ${chosenIn}, got ${this.precision}, where scores differ, so that nothing is ` +
+          "promised about early exit here.",
+      );
   }
 
   /**
@@ -155,6 +168,7 @@ export class Cascade {
     const [size, labels] = [pixelValues.dims[0], this.labels.length];
     const logits = new Float32Array(size * labels);
     const exitLayer = new Array(size).fill(this.exitLayers.at(-1));
+    const exitScore = new Array(size).fill(0);
     const borderline = new Array(size).fill(false);
     const counts = this.counts(thresholds);
     for await (const { place, samples, answers, scores } of this.exits(pixelValues, thresholds, counts)) {
@@ -162,11 +176,12 @@ export class Cascade {
         // images that go on are written again at their next exit
         logits.set(rowOf(answers.logits, row), sample * labels);
         exitLayer[sample] = this.exitLayers[place];
+        exitScore[sample] = scores[row];
         const distance = Math.abs(Math.fround(scores[row] - thresholds[place]));
         borderline[sample] ||= place < thresholds.length && distance < BORDERLINE;
       });
     }
-    return { logits: tensor(logits, [size, labels]), exitLayer, borderline };
+    return { logits: tensor(logits, [size, labels]), exitLayer, exitScore, borderline };
   }
 
   /**
@@ -424,7 +439,7 @@ export async function loadFastest(ort, read) {
     candidate = await Cascade.load(ort, read, { executionProviders: ["webgpu"] });
     const ours = await probe(candidate);
     const theirs = await probe(reference);
-    if (agree(ours.output, theirs.output, SAME) && ours.time < theirs.time) {
+    if (agree(ours.answers, theirs.answers) && ours.time < theirs.time) {
       await reference.release();
       return { cascade: candidate, provider: "webgpu" };
     }
@@ -435,32 +450,33 @@ export async function loadFastest(ort, read) {
   return { cascade: reference, provider: "wasm" };
 }
 
-/** Runs a probe to the end, twice, since the first run compiles: a colourful image, the same each time. */
+/** What every exit says of a probe, a colourful image, the same each time; and how long a run to the end takes. */
 async function probe(cascade) {
   const [height, width] = cascade.imageSize;
   const data = new Uint8ClampedArray(height * width * 4);
   for (let place = 0; place < data.length; place++) data[place] = (place * 2654435761) >>> 24;
   const pixelValues = cascade.preprocess([fromImageData({ data, width, height })]);
-  await cascade.run(pixelValues, { earlyExit: false });
+  const answers = await cascade.everyExit(pixelValues);
+  await cascade.run(pixelValues, { earlyExit: false }); // the first run compiles
   const start = performance.now();
-  const output = await cascade.run(pixelValues, { earlyExit: false });
-  return { output, time: performance.now() - start };
+  await cascade.run(pixelValues, { earlyExit: false });
+  return { answers, time: performance.now() - start };
 }
 
-/**
- * Whether two outputs agree as two runtimes do: the same labels at the same exits, and logits within `tolerance`, but
- * for images near a threshold.
- *
- * @param {CascadeOutput} first
- * @param {CascadeOutput} second
- * @param {number} tolerance absolute, of logits
- */
-export function agree(first, second, tolerance) {
-  return first.exitLayer.every((layer, row) => {
-    if (layer !== second.exitLayer[row]) return first.borderline[row] || second.borderline[row];
-    const [ours, theirs] = [rowOf(first.logits, row), rowOf(second.logits, row)];
-    return ours.every((value, place) => Math.abs(value - theirs[place]) <= tolerance);
-  });
+/** Whether two runtimes say the same of an image at every exit, up to rounding: its label, logits and score. */
+function agree(first, second) {
+  const [, exits, labels] = first.logits.dims;
+  const isSame = (place) => {
+    const [ours, theirs] = [first, second].map(({ logits }) =>
+      logits.data.subarray(place * labels, (place + 1) * labels),
+    );
+    return (
+      label(ours) === label(theirs) &&
+      ours.every((value, index) => Math.abs(value - theirs[index]) <= SAME_LOGIT) &&
+      Math.abs(first.scores.data[place] - second.scores.data[place]) <= SAME_SCORE
+    );
+  };
+  return [...Array(exits).keys()].every(isSame);
 }
 
 /**
@@ -733,16 +749,31 @@ function contains(bytes, part) {
 }
 
 /**
+ * What the thresholds of a config were chosen in; null where they are not those of a calibration.
+ *
+ * @param {Record<string, any>} config
+ * @param {string} precision in cascade.json, for which older calibrations, that do not tell, were made
+ * @returns {string | null}
+ */
+export function calibratedPrecision({ calibration, exit_thresholds: given = null, exit_layers: layers }, precision) {
+  const chosen = calibration?.operating_point?.thresholds;
+  if (given === null || !Array.isArray(chosen)) return null;
+  const own = Array.isArray(given) ? given : new Array(layers.length - 1).fill(given);
+  return same(own, chosen) ? (calibration.made_for?.dtype ?? precision) : null;
+}
+
+/**
  * The graphs of an exported cascade, from what cascade.json holds.
  *
  * @returns {Array<{exit_layer: number, stage: string, query: string, score: string, cost: number}>}
  * @throws {Error} where it is malformed or of an older version
  */
 export function readStages(description) {
-  const { stages } = description;
+  const { stages, precision = "float32" } = description;
   const areObjects = Array.isArray(stages) && stages.every(isObject);
   if ("thresholds" in description || (areObjects && stages.some((stage) => !("query" in stage))))
     throw new Error("cascade.json is of an older version; export the checkpoint again with `mevit export`.");
+  must("precision in cascade.json", PRECISIONS.includes(precision), `one of ${PRECISIONS.join(", ")}`, precision);
   const isCounted = areObjects && stages.length > 0 && stages.length <= MAX_EXITS;
   must("stages in cascade.json", isCounted, `1 to ${MAX_EXITS} objects`, stages);
   const layers = stages.map((stage) => stage.exit_layer);

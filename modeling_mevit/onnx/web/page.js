@@ -7,6 +7,11 @@ import { exitTaken, promiseAt, thresholdPath } from "./path.js";
 const MAX_PIXELS = 178_956_970; // above, Pillow takes an image for an attack
 const SETTLED = 250; // ms without a move of the slider, after which times are taken anew
 const MAX_RESULTS = 100;
+const CAMERA = {
+  NotAllowedError: "this browser does not allow it",
+  NotReadableError: "another program may be using it",
+  NotFoundError: "no camera was found",
+};
 const HEIC = ["heic", "heix", "hevc", "hevx", "heim", "heis", "mif1", "msf1"]; // brands
 const CURRENT = "a current Chrome, Edge, Firefox or Safari";
 // a function of one instruction of 128 bits (as of wasm-feature-detect)
@@ -21,6 +26,8 @@ const slider = element("stop");
 let page = null;
 /** What the worker says of the cascade that is loaded; null where none is. */
 let model = null;
+/** Why none can be, and whether to try again may help: {text, canTryAgain}. */
+let broken = null;
 let path = null;
 /** Images on the page, the latest first: {key, file, url, node, answer, failed}. */
 const results = [];
@@ -72,9 +79,25 @@ const runner = new Runner();
 function whatIsMissing() {
   if (typeof WebAssembly !== "object" || !WebAssembly.validate(Uint8Array.from(SIMD)))
     return `This browser has no WebAssembly SIMD, which running the model needs; ${CURRENT} has it.`;
-  if (typeof Worker !== "function" || typeof OffscreenCanvas !== "function" || typeof createImageBitmap !== "function")
+  if (!hasModuleWorkers() || typeof OffscreenCanvas !== "function" || typeof createImageBitmap !== "function")
     return `This browser cannot read images in the background, which this page needs; ${CURRENT} can.`;
   return null;
+}
+
+function hasModuleWorkers() {
+  let asked = false;
+  const options = {
+    get type() {
+      asked = true; // by those alone that know modules
+      return "module";
+    },
+  };
+  try {
+    new Worker(URL.createObjectURL(new Blob([])), options).terminate();
+  } catch {
+    return false; // no workers at all
+  }
+  return asked;
 }
 
 /** Keeps the page for later, where the browser allows it. Waits until what is loaded from now on is kept. */
@@ -109,8 +132,9 @@ async function loadPage() {
 async function loadModel() {
   const missing = whatIsMissing();
   element("loading").hidden = missing !== null;
-  if (missing) return showTrouble(missing, false);
+  broken = missing === null ? null : { text: missing, canTryAgain: false };
   showTrouble(null);
+  if (missing) return;
   model = null;
   slider.disabled = true;
   element("progress").removeAttribute("value");
@@ -120,10 +144,11 @@ async function loadModel() {
     if (!page) await loadPage();
     const kept = await keepForLater();
     const chosen = document.querySelector("#precision input:checked")?.value ?? page.cascades[0].directory;
-    model = await runner.ask("load", { directory: chosen, sizes: page.files });
+    model = await runner.ask("load", { directory: chosen, sizes: page.files, version: page.version });
     showModel(kept);
   } catch (error) {
-    showTrouble(`The model cannot be loaded: ${error.message}`);
+    broken = { text: `The model cannot be loaded: ${error.message}`, canTryAgain: true };
+    showTrouble(null);
   } finally {
     element("loading").hidden = true;
   }
@@ -145,6 +170,7 @@ function showModel(kept) {
   slider.disabled = false;
   element("tick").hidden = path.calibrated === null;
   element("tick").textContent = config.calibration ? "calibrated" : "as set";
+  element("back").textContent = `Back to the ${config.calibration ? "calibrated thresholds" : "thresholds as set"}`;
   element("tick").style.left = `${(100 * (path.calibrated ?? 0)) / (path.stops.length - 1)}%`;
   const threads = model.threads > 1 ? `${model.threads} threads` : "one thread";
   const where = model.provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads}`;
@@ -152,10 +178,12 @@ function showModel(kept) {
   showStop();
 }
 
-function showTrouble(text, canTryAgain = true) {
-  element("trouble").hidden = text === null;
-  element("trouble-text").textContent = text ?? "";
-  element("again").hidden = !canTryAgain;
+/** Shows what has just gone wrong, if anything, beside what keeps the model from running. */
+function showTrouble(text) {
+  const told = [broken?.text, text].filter(Boolean);
+  element("trouble").hidden = told.length === 0;
+  element("trouble-text").textContent = told.join(" ");
+  element("again").hidden = !broken?.canTryAgain;
 }
 
 function showPrecisions() {
@@ -201,6 +229,8 @@ function showExamples() {
 
 /** Puts images on the page, and classifies them once a model is there. */
 async function add(files) {
+  const dropped = results.length + files.length - MAX_RESULTS;
+  showTrouble(dropped > 0 ? `At most ${MAX_RESULTS} images are shown; the first ${dropped} were removed.` : null);
   for (const file of files) {
     const node = element("result").content.firstElementChild.cloneNode(true);
     const result = { key: (count += 1), file, node, url: URL.createObjectURL(file) };
@@ -263,6 +293,7 @@ async function classifyWaiting() {
 /** Throws where a file is no image that can be run, in words for the visitor. */
 async function checkImage({ file, url }) {
   if (file.size === 0) throw new Error("it is empty.");
+  if (file.type === "image/svg+xml") throw new Error("it is a drawing (SVG) and has no pixels; save it as PNG.");
   const image = new Image(); // reads the size, and does not decode yet
   image.src = url;
   const loaded = await new Promise((resolve) => {
@@ -273,7 +304,7 @@ async function checkImage({ file, url }) {
     const head = new TextDecoder("latin1").decode(await file.slice(4, 12).arrayBuffer());
     if (head.startsWith("ftyp") && HEIC.includes(head.slice(4)))
       throw new Error("it is a HEIC image, which this browser cannot read; save it as JPEG or PNG.");
-    throw new Error("it is no image that this browser can read.");
+    throw new Error("it is not an image that this browser can read.");
   }
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   if (width * height > MAX_PIXELS)
@@ -316,6 +347,8 @@ function draw({ node, answer }) {
   if (transparent) notes.push("Transparent parts count as black here.");
   node.querySelector(".note").textContent = notes.join(" ");
   node.querySelector(".drawing").replaceChildren(drawing(answer, place));
+  const told = exits.map((_, number) => Object.assign(document.createElement("li"), { textContent: said(exits, number) }));
+  node.querySelector(".exits ol").replaceChildren(...told);
   const leaves = place < exits.length - 1;
   node.querySelector(".early").hidden = !leaves; // else both runs are the same
   node.querySelector(".early dt").textContent = `to exit ${layer}`;
@@ -334,6 +367,18 @@ function draw({ node, answer }) {
   }
 }
 
+/** What an exit says, in words. */
+function said(exits, place) {
+  const { label, probability, score } = exits[place];
+  const threshold = currentStop().thresholds?.[place];
+  const limit = threshold === undefined ? "" : `, threshold ${threshold.toPrecision(3)}`;
+  const told =
+    label === null
+      ? "gives no finite numbers"
+      : `${model.labels[label]}, ${(100 * probability).toFixed(1)}%; score ${score.toPrecision(3)}${limit}`;
+  return `Exit ${model.exitLayers[place]}: ${told}`;
+}
+
 /** The layers, those that ran in colour, with the exits under them. */
 function drawing({ exits }, taken) {
   const depth = model.exitLayers.at(-1);
@@ -348,18 +393,12 @@ function drawing({ exits }, taken) {
       shape("rect", { x, y: 2, width: block, height: 22, rx: 4, class: number <= layer ? "layer run" : "layer" }),
     );
   }
-  exits.forEach(({ label, probability, score }, place) => {
+  exits.forEach((_, place) => {
     const x = (model.exitLayers[place] - 0.5) * step;
     const kind = place === taken ? "taken" : place < taken ? "passed" : "";
-    const threshold = currentStop().thresholds?.[place];
-    const limit = threshold === undefined ? "" : `, threshold ${threshold.toPrecision(3)}`;
     const group = shape("g", {});
-    const told =
-      label === null
-        ? "gives no finite numbers"
-        : `${model.labels[label]}, ${(100 * probability).toFixed(1)}%; score ${score.toPrecision(3)}${limit}`;
     group.append(
-      titled(`Exit ${model.exitLayers[place]}: ${told}`),
+      titled(said(exits, place)),
       shape("line", { x1: x, x2: x, y1: 24, y2: 33, class: `stem ${kind}` }),
       shape("circle", { cx: x, cy: 38, r: 5, class: `exit ${kind}` }),
     );
@@ -416,8 +455,9 @@ function currentStop() {
 
 function showStop() {
   const stop = currentStop();
-  const { kind, text } = promiseAt(model.config, stop);
-  const isCertified = promiseAt(model.config, path.stops[path.calibrated] ?? stop).kind === "certified";
+  const { config, precision } = model;
+  const { kind, text } = promiseAt(config, stop, precision);
+  const isCertified = promiseAt(config, path.stops[path.calibrated] ?? stop, precision).kind === "certified";
   element("promise").textContent = text;
   element("promise").className = kind === "certified" ? "certified" : isCertified && stop.thresholds ? "gone" : "";
   element("back").hidden = stop.calibrated || path.calibrated === null;
@@ -503,12 +543,13 @@ const viewfinder = element("viewfinder");
 const video = viewfinder.querySelector("video");
 
 element("camera").addEventListener("click", async () => {
+  if (!navigator.mediaDevices)
+    return showTrouble("The camera cannot be used: this browser gives it to pages with an https address alone.");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    const why = error.name === "NotAllowedError" ? "this browser does not allow it" : "no camera was found";
-    return showTrouble(`The camera cannot be used: ${why}.`, false);
+    return showTrouble(`The camera cannot be used: ${CAMERA[error.name] ?? error.message}.`);
   }
   showTrouble(null);
   video.srcObject = stream;

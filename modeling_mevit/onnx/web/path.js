@@ -79,15 +79,17 @@ export function exitTaken(scores, { thresholds }) {
  *
  * @param {Record<string, any>} config of the export
  * @param {Stop} stop
+ * @param {string} precision that the files compute in
  * @returns {{kind: "certified" | "chosen" | "none", text: string}}
  */
-export function promiseAt(config, stop) {
+export function promiseAt(config, stop, precision) {
   const { target, operating_point: point, made_for: madeFor } = config.calibration ?? {};
   const own = (config.exit_thresholds ?? null) !== null;
   if (!stop.calibrated) {
     const left = isCertified(target) ? "The promise is gone: these" : "These";
+    const which = target ? "the calibrated thresholds" : "those that were set";
     const text = own
-      ? `${left} are not the calibrated thresholds, and nothing is promised of them.`
+      ? `${left} are not ${which}, and nothing is promised about them.`
       : "Nothing is promised: the model is not calibrated.";
     return {
       kind: "none",
@@ -100,12 +102,18 @@ export function promiseAt(config, stop) {
     equal(point.thresholds, stop.thresholds) &&
     (madeFor?.exit_combination ?? "none") === (config.exit_combination ?? "none") &&
     equal(madeFor?.exit_layers ?? config.exit_layers, config.exit_layers);
-  if (!fits) return { kind: "none", text: "These thresholds were set by hand, and nothing is promised of them." };
+  if (!fits) return { kind: "none", text: "These thresholds were set by hand, and nothing is promised about them." };
+  const chosenIn = madeFor?.dtype ?? precision;
+  if (chosenIn !== precision)
+    return {
+      kind: "none",
+      text: `These thresholds were chosen in ${chosenIn}, and nothing is promised about them in ${precision}.`,
+    };
   const on = `on ${point.num_samples} calibration images`;
   if (target.max_cost !== undefined && target.max_cost !== null)
     return {
       kind: "chosen",
-      text: `Best accuracy within a mean cost of ${target.max_cost} ${on}. Nothing is promised for others.`,
+      text: `Best accuracy within a mean cost of ${target.max_cost} ${on}. Nothing is promised for other images.`,
     };
   const disagreement = target.max_disagreement ?? null;
   const limit = percent(disagreement ?? target.max_accuracy_drop);
@@ -114,7 +122,7 @@ export function promiseAt(config, stop) {
       ? `loses at most ${limit} in accuracy against the last exit`
       : `gives at most ${limit} of images another label than the last exit does`;
   if (!isCertified(target))
-    return { kind: "chosen", text: `Early exit ${keeps} ${on}. Nothing is promised for others.` };
+    return { kind: "chosen", text: `Early exit ${keeps} ${on}. Nothing is promised for other images.` };
   const certainty =
     target.confidence == null ? "on average" : `with probability ${Math.round(1e4 * target.confidence) / 100}%`;
   return {

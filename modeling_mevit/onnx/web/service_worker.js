@@ -4,7 +4,8 @@
  * Keeps the page's files, so that it opens without a connection and loads weights once.
  *
  * Weights and the runtime are of one version of the page, which the address of this file names: they are taken from
- * the cache where they are there. All else is asked for anew, and taken from the cache where nothing answers.
+ * the cache where they are there. All else is asked for anew, and taken from the cache where nothing answers. The page
+ * asks for weights by their version, so that a service worker that is not replaced yet has none for a newer page.
  */
 
 const PREFIX = `mevit ${new URL(self.registration.scope).pathname} `;
@@ -45,7 +46,7 @@ self.addEventListener("fetch", (event) => {
 
 async function answer(request) {
   const cache = await caches.open(CACHE);
-  const kept = await cache.match(request, { ignoreSearch: true });
+  const kept = await cache.match(request, { ignoreSearch: !new URL(request.url).pathname.endsWith(".onnx") });
   if (kept && KEPT.test(new URL(request.url).pathname)) return kept;
   try {
     const response = await fetch(request, request.mode === "navigate" ? {} : FRESH);

@@ -30,8 +30,8 @@ self.onmessage = ({ data: { id, kind, ...given } }) => {
   });
 };
 
-/** Loads one of the export's cascades. `sizes` tells the bytes of each file. */
-async function load({ directory, sizes }) {
+/** Loads one of the export's cascades. `sizes` tells the bytes of each file, and `version` which files these are. */
+async function load({ directory, sizes, version }) {
   const adapter = await navigator.gpu?.requestAdapter().catch(() => null);
   const build = adapter
     ? { module: "ort.webgpu.min.mjs", wasm: "ort-wasm-simd-threaded.asyncify.wasm" }
@@ -49,7 +49,7 @@ async function load({ directory, sizes }) {
   runtime ??= await loadRuntime(build, count(`ort/${build.wasm}`));
   const files = new Map(); // read once, where two providers load them
   const read = (name) => {
-    if (!files.has(name)) files.set(name, download(here + name, count(here + name)));
+    if (!files.has(name)) files.set(name, download(here + name, count(here + name), version));
     return files.get(name);
   };
   const before = cascade;
@@ -61,8 +61,8 @@ async function load({ directory, sizes }) {
     : { cascade: await Cascade.load(runtime, read), provider: "wasm" };
   await warmUp(opened);
   cascade = opened;
-  const { config, labels, exitLayers, costs } = cascade;
-  return { config, labels, exitLayers, costs, provider, threads: runtime.env.wasm.numThreads, bytes: total };
+  const { config, labels, exitLayers, costs, precision } = cascade;
+  return { config, labels, exitLayers, costs, precision, provider, threads: runtime.env.wasm.numThreads, bytes: total };
 }
 
 async function loadRuntime({ module, wasm }, progress) {
@@ -83,10 +83,12 @@ async function warmUp(opened) {
   await opened.run(zeros, { earlyExit: false });
 }
 
-async function download(name, progress) {
+async function download(name, progress, version) {
   let response;
   try {
-    response = await fetch(name.split("/").map(encodeURIComponent).join("/"));
+    // what is kept of another version has another address
+    const query = version && name.endsWith(".onnx") ? `?version=${encodeURIComponent(version)}` : "";
+    response = await fetch(name.split("/").map(encodeURIComponent).join("/") + query);
   } catch {
     throw new Error(`${name} cannot be loaded: there is no connection, and this browser has not kept it.`);
   }

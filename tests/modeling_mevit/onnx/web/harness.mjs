@@ -77,8 +77,8 @@ const functions = {
     const outputs = [];
     for (const one of options) {
       fed.length = 0;
-      const { logits, exitLayer, borderline } = await cascade.run(pixelValues, one);
-      outputs.push({ logits: encoded(logits), exitLayer, borderline, fed: [...fed] });
+      const { logits, exitLayer, exitScore, borderline } = await cascade.run(pixelValues, one);
+      outputs.push({ logits: encoded(logits), exitLayer, exitScore, borderline, fed: [...fed] });
     }
     const { logits, scores } = await cascade.everyExit(pixelValues);
     return { outputs, logits: encoded(logits), scores: encoded(scores), labels: cascade.labels };
@@ -88,13 +88,13 @@ const functions = {
 
   path: ({ config, exits, labels }) => {
     const { stops, start, calibrated } = thresholdPath(config, exits, labels);
-    return { stops, start, calibrated, promises: stops.map((stop) => promiseAt(config, stop)) };
+    return { stops, start, calibrated, promises: stops.map((stop) => promiseAt(config, stop, "float32")) };
   },
 
   taken: ({ scores, stops }) => stops.map((thresholds) => scores.map((one) => exitTaken(one, { thresholds }))),
 
   /** Which provider is taken, where another one answers otherwise, or not at all, or slowly. */
-  async fastest({ directory, shift, delays, fails }, ort) {
+  async fastest({ directory, shift, shifted = "logits", delays, fails }, ort) {
     const module = await import(pathToFileURL(`${ort}/ort.wasm.min.mjs`));
     const create = module.InferenceSession.create.bind(module.InferenceSession);
     const released = [];
@@ -112,7 +112,7 @@ const functions = {
             async run(feeds) {
               const outputs = await session.run(feeds);
               await new Promise((resolve) => setTimeout(resolve, delays[provider]));
-              if (provider === "webgpu" && outputs.logits) outputs.logits.data[0] += shift;
+              if (provider === "webgpu" && outputs[shifted]) outputs[shifted].data[0] += shift;
               return outputs;
             },
             release: async () => released.push(provider),

@@ -173,6 +173,7 @@ def test_an_exit_where_nobody_can_leave_is_not_asked(javascript, exported):
     some, none = javascript("run", directory=exported, pixelValues=images, options=options)["outputs"]
     expected = cascade(images, early_exit=True, exit_thresholds=[0.0, second])
     assert some["exitLayer"] == expected.exit_layer.tolist() and set(some["exitLayer"]) == {3, 4}
+    np.testing.assert_allclose(some["exitScore"], expected.exit_score, atol=1e-5)
     np.testing.assert_allclose(some["logits"], expected.logits, atol=1e-5)
     np.testing.assert_allclose(none["logits"], cascade(images, early_exit=False).logits, atol=1e-5)
     stay = some["exitLayer"].count(4)
@@ -211,16 +212,19 @@ def test_an_exit_that_is_not_finite_is_never_sure(javascript, cascades):
 
 
 @pytest.mark.parametrize(
-    ("shift", "delays", "fails", "provider"),
+    ("shift", "shifted", "delays", "fails", "provider"),
     [
-        (0.0, {"webgpu": 0, "wasm": 20}, False, "webgpu"),
-        (0.0, {"webgpu": 20, "wasm": 0}, False, "wasm"),  # the same, but slower
-        (0.1, {"webgpu": 0, "wasm": 20}, False, "wasm"),  # other answers
-        (0.0, {"webgpu": 0, "wasm": 20}, True, "wasm"),
+        (0.0, "logits", {"webgpu": 0, "wasm": 20}, False, "webgpu"),
+        (0.0, "logits", {"webgpu": 20, "wasm": 0}, False, "wasm"),  # the same, but slower
+        (0.1, "logits", {"webgpu": 0, "wasm": 20}, False, "wasm"),  # other answers
+        (0.002, "score", {"webgpu": 0, "wasm": 20}, False, "wasm"),  # other scores, by which images would leave
+        (0.0, "logits", {"webgpu": 0, "wasm": 20}, True, "wasm"),
     ],
 )
-def test_webgpu_is_taken_where_it_gives_the_same_answers_faster(javascript, exported, shift, delays, fails, provider):
-    given = javascript("fastest", directory=exported, shift=shift, delays=delays, fails=fails)
+def test_webgpu_is_taken_where_it_gives_the_same_answers_faster(
+    javascript, exported, shift, shifted, delays, fails, provider
+):
+    given = javascript("fastest", directory=exported, shift=shift, shifted=shifted, delays=delays, fails=fails)
     assert given["provider"] == provider
     assert given["released"] == ([] if fails else [{"webgpu": "wasm", "wasm": "webgpu"}[provider]])
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from modeling_mevit.onnx import onnxruntime_web
 from modeling_mevit.onnx.cascade_mevit import Cascade
-from modeling_mevit.onnx.onnxruntime_web import FILES, VERSION, read_onnxruntime_web
+from modeling_mevit.onnx.onnxruntime_web import FILES, VERSION, read_onnxruntime_web, version_of
 from modeling_mevit.onnx.page import PROGRAM, RUNTIME, prepare_page, upload_page
 from modeling_mevit.onnx.serve import main as serve
 from modeling_mevit.onnx.serve import page_server
@@ -218,6 +218,11 @@ def test_npm_brings_the_files(monkeypatch):
     commands = pretend_npm(monkeypatch, pack)
     assert read_onnxruntime_web() == {name: name.encode() for name in FILES}
     assert commands[0][:3] == ["/usr/bin/npm", "pack", f"onnxruntime-web@{VERSION}"]
+
+
+def test_the_version_is_that_of_the_files(pretended_ort):
+    assert version_of(read_onnxruntime_web(pretended_ort)) == "of unknown version"
+    assert version_of({FILES[0]: b"/*!\n * ONNX Runtime Web v1.31.0-dev.2\n * Copyright"}) == "1.31.0-dev.2"
 
 
 def test_what_npm_says_is_passed_on(monkeypatch):

@@ -200,9 +200,13 @@ def test_images_are_classified_as_by_the_python_runtime(opened, exported_page, d
     }
     mean = np.mean([costs[layer] for _, _, layer in expected])
     assert f"8 images: mean cost {mean:.2f} of the plain ViT" in opened.locator("#summary").text_content()
-    # one line for each exit, which the drawing tells to screen readers too
-    told = opened.locator(".result").first.locator("svg title").all_text_contents()
-    assert len(told) == 1 + 3 and told[0].startswith("Left at exit ")
+    # what each exit says can be unfolded, by keyboard and on a phone too
+    first = opened.locator(".result").first
+    assert first.locator("svg title").first.text_content().startswith("Left at exit ")
+    first.get_by_text("Every exit").click()
+    said = first.locator(".exits li:visible").all_text_contents()
+    assert [line.partition(":")[0] for line in said] == ["Exit 2", "Exit 3", "Exit 4"]
+    assert "; score " in said[0] and ", threshold " in said[0] and "threshold" not in said[2]
 
 
 def test_int8_by_choice(opened, exported_page, drawn, tmp_path):
@@ -268,7 +272,7 @@ def test_bad_files_get_one_sentence_and_the_page_goes_on(opened, drawn, tmp_path
     Image.new("1", (20_000, 9_000)).save(huge)
     give(opened, text, empty, heic, cut, huge)
     said = list(reversed(opened.locator(".result.failed .note").all_text_contents()))
-    assert said[0] == "notes.txt cannot be classified: it is no image that this browser can read."
+    assert said[0] == "notes.txt cannot be classified: it is not an image that this browser can read."
     assert said[1] == "empty.png cannot be classified: it is empty."
     assert said[2] == (
         "phone.heic cannot be classified: it is a HEIC image, which this browser cannot read; save it as JPEG or PNG."
@@ -312,7 +316,7 @@ def test_examples_and_what_is_dropped_and_the_camera(opened):
     opened.locator("#drop").evaluate(drop)
     expect(opened.locator(".result:not(.waiting)")).to_have_count(2, timeout=PATIENCE)
     opened.get_by_role("button", name="Use the camera").click()
-    opened.get_by_role("button", name="Take the image").click()
+    opened.get_by_role("button", name="Capture image").click()
     expect(opened.locator(".result:not(.waiting):not(.failed)")).to_have_count(3, timeout=PATIENCE)
     expect(opened.locator("#viewfinder")).to_be_hidden()
     assert opened.locator(".result .file").first.text_content() == "camera.png"
@@ -344,6 +348,10 @@ def test_a_new_version_replaces_what_is_kept(context, serve, copied):
     ready(page, address)
     expect(page.locator("#name")).to_have_text("Shrubs")
     assert page.evaluate("caches.keys()") == ["mevit / another"]
+    kept = page.evaluate(
+        "caches.open('mevit / another').then((c) => c.keys()).then((all) => all.map(({ url }) => url))"
+    )
+    assert f"{address}float32/stage_2.onnx?version=another" in kept
 
 
 def test_a_file_that_is_missing_is_named_and_can_come_back(context, serve, copied, drawn, tmp_path):
@@ -354,6 +362,11 @@ def test_a_file_that_is_missing_is_named_and_can_come_back(context, serve, copie
     expect(trouble).to_have_text(
         "The model cannot be loaded: float32/stage_3.onnx is missing here: the server answers 404.", timeout=PATIENCE
     )
+    in_use = "Promise.reject(new DOMException('', 'NotReadableError'))"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = () => {in_use}; }}")
+    page.get_by_role("button", name="Use the camera").click()
+    expect(trouble).to_contain_text("404. The camera cannot be used: another program may be using it.")
+    expect(page.get_by_role("button", name="Try again")).to_be_visible()  # which another trouble leaves there
     page.set_input_files("#files", str(png(drawn[0], tmp_path, "0.png")))
     page.locator("#precision").get_by_text("int8").click()
     expect(page.locator("#status")).to_contain_text("Ready", timeout=PATIENCE)

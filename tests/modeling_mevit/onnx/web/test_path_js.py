@@ -34,6 +34,12 @@ def targeted(**target: Any) -> dict[str, Any]:
     return config
 
 
+def made_for(**fields: Any) -> dict[str, Any]:
+    config = copy.deepcopy(CONFIG)
+    config["calibration"]["made_for"].update(fields)
+    return config
+
+
 @pytest.mark.parametrize("policy", ["uncertainty", "confidence", "entropy", "margin", "patience"])
 def test_the_path_is_the_one_that_calibration_tries(javascript, policy):
     given = javascript("grid", policy=policy, exits=4, labels=12)
@@ -91,7 +97,11 @@ def test_where_it_starts_without_early_exit_or_thresholds(javascript):
             "certified",
             "Promised on average: early exit loses at most 1.00% in accuracy",
         ),
-        (targeted(max_accuracy_drop=0.01), "chosen", "on 300 calibration images. Nothing is promised for others."),
+        (
+            targeted(max_accuracy_drop=0.01),
+            "chosen",
+            "on 300 calibration images. Nothing is promised for other images.",
+        ),
         (targeted(max_cost=0.6), "chosen", "Best accuracy within a mean cost of 0.6 on 300 calibration images."),
         (changed(exit_thresholds=[0.25, 0.3]), "none", "set by hand"),
         (changed(exit_thresholds=0.3), "none", "set by hand"),
@@ -99,6 +109,8 @@ def test_where_it_starts_without_early_exit_or_thresholds(javascript):
         (changed(exit_combination="mean"), "none", "set by hand"),
         (changed(exit_layers=[1, 2, 4]), "none", "set by hand"),
         (changed(calibration=None), "none", "set by hand"),
+        (made_for(dtype="float32"), "certified", "Promised"),
+        (made_for(dtype="bfloat16"), "none", "chosen in bfloat16, and nothing is promised about them in float32"),
     ],
 )
 def test_what_is_promised_is_what_calibration_found(javascript, config, kind, text):
