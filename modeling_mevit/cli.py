@@ -272,7 +272,7 @@ def export(
     from . import DataSource
     from . import export as run_export
     from .checkpoint import load_image_processor, quantization_for
-    from .onnx.page import create_space, prepare_page, upload_page
+    from .onnx.page import check_space, prepare_page, push_space
 
     if precision == "float32" and (data or split or half or target):
         raise ValueError("--data, --split, --half and --target are for a lower --precision, got float32.")
@@ -292,7 +292,8 @@ def export(
         source = DataSource(data, split or "", half, image_column, label_column)
         quantization = quantization_for(model.config, image_processor, source, precision, target)
     page = prepare_page(checkpoint, examples, ort_dir) if web else None
-    space = create_space(push_to_hub) if push_to_hub else None  # before the export, which takes longer
+    if push_to_hub:
+        check_space(push_to_hub)  # before the export, which takes longer
     done = run_export(
         model,
         image_processor,
@@ -308,9 +309,8 @@ def export(
     print(done)
     if web:
         print(f"To see the page: python -m modeling_mevit.onnx.serve {output}")
-    if space:
-        upload_page(done.directory, space)
-        print(f"The page is in https://huggingface.co/spaces/{space}")
+    if push_to_hub:
+        print(f"The page is in https://huggingface.co/spaces/{push_space(done.directory, push_to_hub)}")
     raise typer.Exit(1 if done.lost_early_exit else 0)
 
 
@@ -417,7 +417,7 @@ def serve(
     deadline: Annotated[float, typer.Option(help="Seconds until an accepted request is given up.")] = 30,
     max_images: Annotated[int, typer.Option(help="Most images in a request.", min=1)] = 32,
     max_megabytes: Annotated[float, typer.Option(help="Largest request, in megabytes.")] = 16,
-    max_megapixels: Annotated[float, typer.Option(help="Largest image; checked before it is decoded.")] = 50,
+    max_megapixels: Annotated[float, typer.Option(help="Largest image, up to 178; told before it is decoded.")] = 50,
     audit: Audit = None,
     max_disagreement: AllowedDisagreement = None,
     audit_state: Annotated[
@@ -459,11 +459,13 @@ def _one_line(message: object) -> str:
 
 
 def _load_to_calibrate(checkpoint: str, device: str | None, dtype: str | None) -> "MEViTForImageClassification":
-    """The model, in a precision that its thresholds may not be of: they are chosen anew, or refused."""
+    """The model, in a precision that its thresholds may not be of, without a warning of that: they are chosen anew, or
+    refused."""
     from .checkpoint import load_model
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # which tells to calibrate
+        for told in ("exit_thresholds were chosen in", "the certificate of early exit is gone: the precision is"):
+            warnings.filterwarnings("ignore", message=told, category=UserWarning)
         return load_model(checkpoint, device, dtype)
 
 

@@ -48,7 +48,7 @@ def told_as_os_errors() -> Iterator[None]:
     except (OSError, ValueError):
         raise
     except Exception as error:
-        raise OSError(f"the Hub cannot be reached: {error}") from error
+        raise OSError(f"the Hub cannot be reached: {type(error).__name__}: {error}") from error
 
 
 @cache

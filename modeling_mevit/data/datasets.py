@@ -38,7 +38,6 @@ DEMO_SAMPLES_PER_CLASS = {"train": 200, "validation": 25, "test": 50}
 AIRCRAFT_LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 AIRCRAFT_BANNER = 20
 HALVES = ("first", "second")
-_LABELS_MAY_BE_LEFT_OUT = f"to calibrate without labels, take the split {UNLABELLED!r}"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 # What a layout is read into: for each split the images, with the labels as they are written there, and the class
@@ -161,7 +160,8 @@ def load_split(
     if unknown and label2id is not None:
         raise ValueError(
             f"{len(unknown)} classes of {name_or_path} are unknown to the model, first {unknown[0]!r}; "
-            f"it knows {len(label2id)}, such as {next(iter(label2id))!r}; {_LABELS_MAY_BE_LEFT_OUT}"
+            f"it knows {len(label2id)}, such as {next(iter(label2id))!r}"
+            + (f"; to calibrate without labels, take the split {UNLABELLED!r}" if is_local(name_or_path) else "")
         )
     if half:
         parts, left = _split_off(rows, {"first": 0.5}, index.values())
@@ -435,7 +435,7 @@ def _classes_of_train(splits: Splits, classes: Classes) -> Classes:
     in_train = set(splits["train"]["label"][:])
     kept = {label: name for label, name in classes.items() if label in in_train}
     if len(kept) < 2:
-        raise ValueError(f"train must have at least two classes, got {list(kept.values())}; {_LABELS_MAY_BE_LEFT_OUT}")
+        raise ValueError(f"train must have at least two classes, got {list(kept.values())}")
     for split, rows in splits.items():
         for row, label in enumerate(rows["label"][:]):
             if label not in classes:

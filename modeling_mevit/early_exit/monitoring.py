@@ -166,9 +166,6 @@ class Verdict(NamedTuple):
         return f"{found}. ALARM since image {self.alarm_at} of those tested: {self.meaning}."
 
 
-_NOBODY = Audit(*(np.zeros(0, dtype=np.int64) for _ in range(3)))
-
-
 class PromiseMonitor:
     """Tests at any time whether a promise still holds, with a bounded rate of false alarms over the whole stream.
 
@@ -193,8 +190,8 @@ class PromiseMonitor:
         seed: of the draw of audited images; by default one from the operating system.
 
     Attributes:
-        last_audit: which images of the latest batch were audited, and both labels of each ([`Audit`]): what to keep
-            until their own labels come.
+        last_audit: which images of the batch that was drawn last were audited, and both labels of each ([`Audit`]):
+            what to keep until their own labels come.
 
     Raises:
         ValueError: where one of them is out of range.
@@ -243,7 +240,8 @@ class PromiseMonitor:
         self._counts = {self.replica: dict.fromkeys(COUNTS, 0)}
         self._evidence = {"disagreement": Evidence(max_disagreement, lowest=0), "drop": Evidence(drop, lowest=-1)}
         self._alarms: dict[str, int | None] = dict.fromkeys(self._evidence)
-        self.last_audit = _NOBODY
+        self._drawn = np.zeros(0, dtype=np.int64)
+        self.last_audit = Audit(*[self._drawn] * 3)
 
     @classmethod
     def from_calibration(
@@ -322,23 +320,24 @@ class PromiseMonitor:
         # what was seen is saved, so that a monitor that goes on does not draw the same numbers again
         drawn = np.random.default_rng([self.seed, own["seen"]]).random(count)
         own["seen"] += count
-        self.last_audit = _NOBODY
+        self._drawn = np.flatnonzero(drawn < self.audit)
+        self.last_audit = Audit(*[self._drawn[:0]] * 3)
         return drawn < self.audit
 
-    def update(self, early: Any, full: Any, images: Any = None) -> None:
-        """Counts audited images, and keeps them as `last_audit`.
+    def update(self, early: Any, full: Any) -> None:
+        """Counts audited images, and keeps what was said of them as `last_audit`.
 
         Args:
             early: (A,), labels of the exits that they took: an array, a tensor or a list.
             full: (A,), labels of the full run.
-            images: (A,), which images of their batch they are; all of it by default.
 
         Raises:
             ValueError: where these are no integers, or not equally many.
         """
         early, full = _labels("early", early), _labels("full", full, like=early)
-        images = np.arange(len(early)) if images is None else _labels("images", images, like=early)
-        self.last_audit = Audit(images, early, full)
+        # of those that were drawn last, unless their answers come one by one
+        images = self._drawn if len(self._drawn) == len(early) else np.arange(len(early))
+        self.last_audit = Audit(images, early.astype(np.int64), full.astype(np.int64))
         own = self._counts[self.replica]
         for differs in (early != full).tolist():
             own["audited"] += 1
@@ -399,7 +398,7 @@ class PromiseMonitor:
         if left.any():
             images = pixel_values[np.flatnonzero(audited)[left]]
             full[left] = _predictions(model(images, early_exit=False).logits)
-        self.update(early, full, np.flatnonzero(audited))
+        self.update(early, full)
         return outputs
 
     @property

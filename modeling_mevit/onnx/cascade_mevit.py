@@ -151,9 +151,8 @@ class Monitor(Protocol):
         """(count,), bool: which of the next images also run to the end."""
         ...
 
-    def update(self, early: np.ndarray, full: np.ndarray, images: np.ndarray) -> None:
-        """Counts those, by the labels (A,) of the exits that they took, and of the full run; images (A,) says which of
-        the batch they are."""
+    def update(self, early: np.ndarray, full: np.ndarray) -> None:
+        """Counts those, by the labels (A,) of the exits that they took, and of the full run."""
         ...
 
 
@@ -360,7 +359,7 @@ class Cascade:
         audited = None if monitor is None else monitor.draw(len(pixel_values))
         output, at_the_end, state = self.advance(self.start(pixel_values, audited), early_exit, exit_thresholds)
         if monitor is not None and len(at_the_end):
-            monitor.update(early=labels_of(output.logits[at_the_end]), full=state.labels, images=at_the_end)
+            monitor.update(early=labels_of(output.logits[at_the_end]), full=state.labels)
         return output
 
     def start(self, pixel_values: np.ndarray, audited: np.ndarray | None = None) -> CascadeState:

@@ -144,7 +144,6 @@ def export(
         raise ValueError(f"exits must be some of the model's, {config.exit_layers}, got {sorted(with_file)}.")
     if cascade:
         with_file.add(config.exit_layers[-1])
-    if cascade:
         check_preprocessing(image_processor, config)
         if len(config.exit_layers) < 2:
             raise ValueError(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCard, SpaceCardData
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from ..data.demo import CLASS_NAMES, demo_images
@@ -162,35 +163,38 @@ def prepare_page(checkpoint: str, examples: str | None = None, ort_dir: Path | N
     )
 
 
-def create_space(name: str) -> str:
-    """Makes a static Space where there is none. Returns its whole name.
-
-    Args:
-        name: such as "someone/aircraft", or "aircraft" for one of your own.
+def check_space(name: str) -> None:
+    """Checks that a page can be pushed: the name of the Space, the connection and the login.
 
     Raises:
-        OSError: where the Hub cannot be reached or refuses it.
+        OSError: where the Hub cannot be reached, or there is no login.
         ValueError: where the name is none.
     """
+    validate_repo_id(name)
     with told_as_os_errors():
-        return str(HfApi().create_repo(name, repo_type="space", space_sdk="static", exist_ok=True).repo_id)
+        HfApi().whoami()
 
 
-def upload_page(directory: Path, space: str) -> None:
-    """Uploads a page to a Space: files of the page, and no others.
+def push_space(directory: Path, name: str) -> str:
+    """Uploads a page to a static Space, which is made where it does not exist yet: files of the page, and no others.
 
     Args:
         directory: of an export with a page.
-        space: its name.
+        name: of the Space, such as "someone/aircraft", or "aircraft" for one of your own.
+
+    Returns:
+        The whole name of the Space.
 
     Raises:
-        OSError: where the Hub cannot be reached or refuses it; the page is there to be uploaded again.
+        OSError: where the Hub cannot be reached or refuses it; the page is there to be pushed again.
     """
     content = json.loads((directory / "page.json").read_text("utf-8"))
     public = [*content["files"], "page.json", "README.md", CARD]
+    api = HfApi()
     try:
         with told_as_os_errors():
-            HfApi().upload_folder(
+            space = str(api.create_repo(name, repo_type="space", space_sdk="static", exist_ok=True).repo_id)
+            api.upload_folder(
                 repo_id=space,
                 repo_type="space",
                 folder_path=directory,
@@ -199,9 +203,10 @@ def upload_page(directory: Path, space: str) -> None:
             )
     except OSError as error:
         raise OSError(
-            f"the page is in {directory}, and was not uploaded: {error}. To upload it, call upload_page(Path("
-            f"{str(directory)!r}), {space!r}) of modeling_mevit.onnx.page."
+            f"the page is in {directory}, and was not uploaded: {error}. To try again, call push_space(Path("
+            f"{str(directory)!r}), {name!r}) of modeling_mevit.onnx.page."
         ) from error
+    return space
 
 
 def keep_float32(directory: Path, names: Sequence[str]) -> Path:

@@ -96,22 +96,26 @@ def kind_of(name: str) -> fs.FileType:
         return store.get_file_info(path).type
 
 
-def files_below(directory: str) -> Iterator[str]:
+def files_below(directory: str, without: str | None = None) -> Iterator[str]:
     """Names of the files in a directory and in those below it, in order, without hidden ones; listed one directory
     after another, so that no more than one is held.
 
     Links to directories are followed, and a directory that several names lead to is listed by the first of them. In a
-    name that is not UTF-8, `\\xff` stands for such a byte; the file cannot be opened by it.
+    name that is not UTF-8, `\\xff` stands for such a byte; the file cannot be opened by it. The directory `without` is
+    left out, with all below it, by whatever name.
     """
-    return _files_below(directory, set())
+    return _files_below(directory, set() if without is None else {_where(without)})
+
+
+def _where(directory: str) -> str:
+    """What a directory has one of, whatever its names."""
+    return directory.rstrip("/") if is_remote(directory) else os.path.realpath(directory)
 
 
 def _files_below(directory: str, listed: set[str]) -> Iterator[str]:
-    if not is_remote(directory):
-        where = os.path.realpath(directory)
-        if where in listed:
-            return
-        listed.add(where)
+    if _where(directory) in listed:
+        return
+    listed.add(_where(directory))
     home = directory.rstrip("/")
     for name, is_directory in _entries(directory):
         if is_directory:
@@ -142,13 +146,14 @@ def _is_utf8(name: str) -> bool:
     return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
-def files_matching(pattern: str) -> Iterator[str]:
-    """Names of the files that a pattern with `*`, `?`, `[…]` or `**` matches, in order, without hidden ones."""
+def files_matching(pattern: str, without: str | None = None) -> Iterator[str]:
+    """Names of the files that a pattern with `*`, `?`, `[…]` or `**` matches, in order, without hidden ones and those
+    in the directory `without`."""
     first = _WILDCARD.search(pattern)
     assert first is not None
     home = pattern[: pattern.rindex("/", 0, first.start())] or "/"
     if kind_of(home) == fs.FileType.Directory:
-        yield from filter(re.compile(glob_translate(pattern)).match, files_below(home))
+        yield from filter(re.compile(glob_translate(pattern)).match, files_below(home, without))
 
 
 def is_pattern(name: str) -> bool:

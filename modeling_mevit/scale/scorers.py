@@ -167,25 +167,27 @@ def promise_monitor(
     Raises:
         ValueError: where early exit is off, nothing was promised and no share is given, or a number is out of range.
     """
-    if is_export(checkpoint):
-        from ..onnx.cascade_mevit import read_json
+    from ..onnx.cascade_mevit import calibrated_precision, read_json
 
+    if is_export(checkpoint):
         content = read_json(Path(checkpoint), "config.json")
-        early_exit, calibration = content.get("early_exit"), content.get("calibration")
     else:
         from ..configuration_mevit import MEViTConfig
 
-        config = MEViTConfig.from_pretrained(locate(checkpoint))
-        early_exit, calibration = config.early_exit, config.calibration
-    if early_exit is not True:
+        content = MEViTConfig.from_pretrained(locate(checkpoint)).to_dict()
+    if content.get("early_exit") is not True:
         raise ValueError(
             f"--audit compares early exit with the full run, and must be left out where early exit is off, as it is "
             f"in {checkpoint}."
         )
     if max_disagreement is not None:
         return PromiseMonitor(max_disagreement, audit=audit, seed=seed)
+    calibration = content.get("calibration")
     try:
-        return PromiseMonitor.from_calibration(calibration, audit=audit, seed=seed)
+        monitor = PromiseMonitor.from_calibration(calibration, audit=audit, seed=seed)
+        if calibrated_precision(content, "float32") is None:
+            raise ValueError("its thresholds are not those that were calibrated.")
+        return monitor
     except ValueError as error:
         raise ValueError(f"--audit needs a promise in {checkpoint}, or --max-disagreement: {error}") from error
 

@@ -50,7 +50,7 @@ class Service:
         batch_size: images that go through a segment together, at most.
         batch_wait: milliseconds that an image waits for others, at most.
         replicas: of a segment, at most, as requests demand; by default as many as there are CPUs for.
-        threads: of a replica, each of which takes a CPU.
+        threads: of a replica; replicas of all segments, one of each, take that many CPUs together.
         queue: images that are accepted and not answered yet, at most; further ones are refused.
         deadline: seconds after which a request that was accepted is given up.
         limits: of one request.

@@ -47,9 +47,7 @@ def list_images(source: str, image_column: str | None = None, without: str | Non
         OSError: where it cannot be listed.
     """
     tables, chunks = [], []
-    names = _names(files.full_name(source))
-    if without is not None:
-        names = (name for name in names if not name.startswith(f"{without.rstrip('/')}/"))
+    names = _names(files.full_name(source), without)
     while some := list(islice(names, NAMES_AT_ONCE)):
         tables += [name for name in some if _suffix(name) == PARQUET]
         chunks.append(pa.array([name for name in some if _suffix(name) != PARQUET], pa.string()))
@@ -69,7 +67,7 @@ def list_images(source: str, image_column: str | None = None, without: str | Non
     for table in tables:
         try:
             listed.append(_images_in(table, image_column))
-        except (OSError, pa.ArrowException) as error:
+        except pa.ArrowException as error:
             if len(tables) == 1:
                 raise ValueError(f"{table} cannot be read as a Parquet file: {error}") from error
             damaged.append(table)
@@ -108,6 +106,8 @@ class Contents:
             yield path, self._content(file, group, row)
 
     def _content(self, file: str, group: int, row: int) -> Content:
+        if group == NO_GROUP:
+            return OSError(f"{file} cannot be read as a Parquet file")
         if self._group != (file, group) or row < self._start:
             self._batches = _batches(file, group, self.image_column)
             self._group, self._batch, self._start, self._failure = (file, group), _NO_ROWS, 0, None
@@ -124,13 +124,13 @@ class Contents:
         return (value["bytes"] if isinstance(value, dict) else value) or b""  # nothing of those that are null
 
 
-def _names(source: str) -> Iterator[str]:
-    """Names of the files that a source has."""
+def _names(source: str, without: str | None) -> Iterator[str]:
+    """Names of the files that a source has, but for those in a directory."""
     if files.is_pattern(source):
-        yield from files.files_matching(source)
+        yield from files.files_matching(source, without)
     elif (kind := files.kind_of(source)) == fs.FileType.Directory:
         taken = {*image_extensions(), PARQUET}
-        yield from (name for name in files.files_below(source) if _suffix(name) in taken)
+        yield from (name for name in files.files_below(source, without) if _suffix(name) in taken)
     elif kind == fs.FileType.File:
         yield source
 

@@ -27,6 +27,9 @@ class RecordedHub:
     kinds: list[dict[str, Any]] = field(default_factory=list)
     uploads: list[dict[str, Any]] = field(default_factory=list)
 
+    def whoami(self) -> dict[str, str]:
+        return {"name": "someone"}
+
     def create_repo(self, repo_id: str, **kwargs: Any) -> SimpleNamespace:
         self.repositories.append(repo_id)
         self.kinds.append(kwargs)
@@ -46,6 +49,7 @@ class RecordedHub:
 def record_hub(monkeypatch: pytest.MonkeyPatch) -> RecordedHub:
     """Puts a record in place of the Hub for one test."""
     hub = RecordedHub()
+    monkeypatch.setattr(HfApi, "whoami", lambda self: hub.whoami())
     for name in ("create_repo", "upload_folder"):  # Transformers 5 calls the client's methods, 4 has names of its own
         call = getattr(hub, name)
         monkeypatch.setattr(HfApi, name, lambda self, *args, call=call, **kwargs: call(*args, **kwargs))

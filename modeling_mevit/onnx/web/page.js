@@ -92,11 +92,13 @@ function hasModuleWorkers() {
       return "module";
     },
   };
+  const nothing = URL.createObjectURL(new Blob([]));
   try {
-    new Worker(URL.createObjectURL(new Blob([])), options).terminate();
+    new Worker(nothing, options).terminate();
   } catch {
-    return false; // no workers at all
+    // no workers at all, or none of this kind
   }
+  URL.revokeObjectURL(nothing);
   return asked;
 }
 
@@ -164,6 +166,8 @@ runner.onprogress = ({ loaded, total }) => {
 
 function showModel(kept) {
   const { config, exitLayers, labels } = model;
+  broken = null;
+  showTrouble(null);
   path = thresholdPath(config, exitLayers.length, labels.length);
   slider.max = path.stops.length - 1;
   slider.value = path.start;

@@ -201,6 +201,15 @@ class TestVerdicts:
         monitor.update(early=[], full=[])
         assert (monitor.counts["audited"], monitor.counts["disagreements"]) == (2, 1)
 
+    def test_tell_which_images_of_a_batch_were_audited_last(self):
+        monitor = PromiseMonitor(0.05, audit=0.5, seed=0)
+        drawn = monitor.draw(10)
+        assert 1 < drawn.sum() < 10 and not len(monitor.last_audit.images)
+        monitor.update(early=np.arange(drawn.sum()), full=[7] * drawn.sum())
+        images, early, full = monitor.last_audit
+        assert images.tolist() == np.flatnonzero(drawn).tolist() and early.tolist() == list(range(drawn.sum()))
+        assert set(full.tolist()) == {7}
+
     @pytest.mark.parametrize(
         ("early", "full", "message"),
         [
@@ -307,6 +316,7 @@ class TestPromises:
             ({"target": {"max_disagreement": "x"}, "operating_point": {}}, "max_disagreement must be between"),
             ({"target": {"max_disagreement": 0}, "operating_point": {}}, "max_disagreement must be between 0 and 1"),
             ({"target": {"max_disagreement": 0.1, "guarantee": ["x"]}, "operating_point": {"x": 0}}, "guarantee of"),
+            ({"target": {"max_disagreement": 0.1, "guarantee": "x"}, "operating_point": {}}, "must be one of 'probab"),
             ({"target": {"max_disagreement": 0.1}, "operating_point": {}, "made_for": 3}, "must be an object, got 3"),
         ],
     )

@@ -83,7 +83,12 @@ def promised(spread, tmp_path_factory) -> Path:
     config = copied / "config.json"
     content = json.loads(config.read_text())
     target = {"max_disagreement": 0.02, "confidence": 0.95}
-    point = {"policy": content["exit_policy"], "thresholds": [0.0, 0.0], "num_samples": 500, "disagreements": 0}
+    point = {
+        "policy": content["exit_policy"],
+        "thresholds": content["exit_thresholds"],
+        "num_samples": 500,
+        "disagreements": 0,
+    }
     config.write_text(json.dumps({**content, "calibration": {"target": target, "operating_point": point}}))
     return copied
 

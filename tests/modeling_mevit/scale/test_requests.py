@@ -167,6 +167,8 @@ def test_a_token_must_be_the_right_one(given, right):
 
 @pytest.mark.parametrize("limits", [{"megabytes": 0}, {"images": 0}, {"megapixels": -1.0}])
 def test_limits_are_above_nothing(limits):
+    with pytest.raises(ValueError, match="megapixels must be at most 178, .*, got 200"):
+        Limits(megapixels=200)
     with pytest.raises(ValueError, match="must be a number above 0"):
         Limits(**limits)
 

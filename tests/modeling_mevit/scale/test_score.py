@@ -210,6 +210,15 @@ def test_an_audit_counts_those_that_are_drawn_and_changes_no_row(
     assert totals[0] != totals[1]
 
 
+def test_thresholds_that_were_not_calibrated_have_no_promise(promised, tmp_path):
+    copied = shutil.copytree(promised, tmp_path / "export")
+    config = copied / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "exit_thresholds": 0.5}))
+    with pytest.raises(ValueError, match="--audit needs a promise .*: its thresholds are not those that were calib"):
+        promise_monitor(str(copied), 0.5)
+    assert promise_monitor(str(copied), 0.5, 0.02).disagreement.limit == 0.02
+
+
 def test_where_nothing_was_promised_there_is_no_audit(mevit, spread, noises, tmp_path):
     code, _ = mevit("score", spread, noises, tmp_path / "out", "--audit", 0.1)
     assert code.startswith("mevit: error: --audit needs a promise in ") and "\n" not in code

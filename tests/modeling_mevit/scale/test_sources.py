@@ -101,7 +101,7 @@ def test_parquet_files_that_cannot_be_read_are_images_that_cannot(folder, tmp_pa
     *_, (name, content) = Contents().of(listed)
     assert name == str(damaged)
     if not with_names:
-        assert isinstance(content, OSError) and str(content).startswith(f"{damaged} cannot be read: ")
+        assert isinstance(content, OSError) and str(content) == f"{damaged} cannot be read as a Parquet file"
     for name in ("a", "c"):
         (tmp_path / f"{name}.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="none of the 3 Parquet files of .* can be read"):
@@ -127,6 +127,10 @@ def test_a_directory_can_be_left_out(folder):
     write_image(folder / "b2" / "7.png")
     listed = names(list_images(str(folder), without=str(folder / "b")))
     assert listed == [str(folder / "a/c/3.webp"), str(folder / "b2" / "7.png")]
+    assert names(list_images(f"{folder}/**/*.png", without=str(folder / "b"))) == [str(folder / "b2" / "7.png")]
+    (folder.parent / "link").symlink_to(folder)  # by whatever name
+    listed = names(list_images(str(folder.parent / "link"), without=str(folder / "b")))
+    assert listed == [str(folder.parent / "link" / name) for name in ("a/c/3.webp", "b2/7.png")]
 
 
 def test_blocks_in_order_read_a_row_group_once(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from PIL import Image
 from modeling_mevit.onnx import onnxruntime_web
 from modeling_mevit.onnx.cascade_mevit import Cascade
 from modeling_mevit.onnx.onnxruntime_web import FILES, VERSION, read_onnxruntime_web, version_of
-from modeling_mevit.onnx.page import PROGRAM, RUNTIME, prepare_page, upload_page
+from modeling_mevit.onnx.page import PROGRAM, RUNTIME, prepare_page, push_space
 from modeling_mevit.onnx.serve import main as serve
 from modeling_mevit.onnx.serve import page_server
 from tests.helpers.hub import record_hub
@@ -124,7 +124,7 @@ class NoConnection(Exception):
     """As the Hub's client raises it, which is no OSError."""
 
 
-@pytest.mark.parametrize("step", ["create_repo", "upload_folder"])
+@pytest.mark.parametrize("step", ["whoami", "upload_folder"])
 def test_a_page_that_cannot_be_pushed_is_told_in_a_line(mevit, calibrated, pretended_ort, tmp_path, monkeypatch, step):
     def fail(self: HfApi, *args: Any, **kwargs: Any) -> None:
         raise NoConnection("no route")
@@ -134,14 +134,14 @@ def test_a_page_that_cannot_be_pushed_is_told_in_a_line(mevit, calibrated, prete
     out = tmp_path / "out"
     push = ["--cascade", "--web", "--ort-dir", pretended_ort, "--push-to-hub", "us/colours"]
     message, _ = mevit("export", calibrated, out, *push)
-    assert "the Hub cannot be reached: no route" in message and "\n" not in message
-    if step == "create_repo":  # before the export
+    assert "the Hub cannot be reached: NoConnection: no route" in message and "\n" not in message
+    if step == "whoami":  # before the export
         assert not out.exists()
         return
-    assert f"the page is in {out}" in message and "upload_page(Path('" in message
+    assert f"the page is in {out}" in message and "push_space(Path('" in message
     record_again = record_hub(monkeypatch)
-    upload_page(out, "us/colours")
-    assert not hub.uploads and record_again.uploads[0]["repo_id"] == "us/colours"
+    assert push_space(out, "us/colours") == "someone/colours"
+    assert not hub.uploads and record_again.uploads[0]["repo_id"] == "someone/colours"
 
 
 def test_a_model_of_the_hub_is_linked(pretended_ort, tmp_path, monkeypatch):
