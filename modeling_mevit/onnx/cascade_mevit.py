@@ -911,9 +911,8 @@ def calibrated_precision(config: dict[str, Any], made_for: str) -> str | None:
     point = calibration.get("operating_point") if isinstance(calibration, dict) else None
     if not isinstance(calibration, dict) or not isinstance(point, dict):
         return None
-    thresholds = config.get("exit_thresholds")
-    listed = thresholds if isinstance(thresholds, list) else [thresholds] * (len(config["exit_layers"]) - 1)
-    if listed != point.get("thresholds"):
+    thresholds, chosen = config.get("exit_thresholds"), point.get("thresholds")
+    if not isinstance(chosen, list) or chosen not in (thresholds, [thresholds] * len(chosen)):
         return None
     details = calibration.get("made_for")
     dtype = details.get("dtype") if isinstance(details, dict) else None

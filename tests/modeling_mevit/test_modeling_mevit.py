@@ -472,7 +472,7 @@ def test_loading_tells_the_precision_of_weights_alone(tmp_path):
     }
     assert config.precision_warning("float32", of_weights=True) is None
     assert "got bfloat16" in config.precision_warning("bfloat16", of_weights=True)
-    assert "got float32, in which" in config.precision_warning("float32")
+    assert "got float32, where" in config.precision_warning("float32")
 
 
 def test_autocast_is_a_precision_of_its_own(pixel_values):

@@ -755,10 +755,10 @@ function contains(bytes, part) {
  * @param {string} precision in cascade.json, for which older calibrations, that do not tell, were made
  * @returns {string | null}
  */
-export function calibratedPrecision({ calibration, exit_thresholds: given = null, exit_layers: layers }, precision) {
+export function calibratedPrecision({ calibration, exit_thresholds: given = null }, precision) {
   const chosen = calibration?.operating_point?.thresholds;
   if (given === null || !Array.isArray(chosen)) return null;
-  const own = Array.isArray(given) ? given : new Array(layers.length - 1).fill(given);
+  const own = Array.isArray(given) ? given : chosen.map(() => given);
   return same(own, chosen) ? (calibration.made_for?.dtype ?? precision) : null;
 }
 

@@ -354,9 +354,7 @@ def test_thresholds_are_chosen_anew_on_labelled_images(in_float32, model, tmp_pa
         quantization_for(config, PROCESSOR, DataSource("photos", ""), "float16", None)
     write_image(tmp_path / "phone" / "0.png")
     for split in ("", "validation", "unlabelled"):
-        with pytest.raises(
-            ValueError, match="--data must have labels, .*; got .*phone, a folder of images without cl"
-        ):
+        with pytest.raises(ValueError, match="--data must have labels, .*; got .*phone without labels"):
             quantization_for(model.config, PROCESSOR, DataSource(tmp_path / "phone", split), "int8", None)
     shutil.copytree(in_float32, tmp_path / "out")
     unlabelled = [{"pixel_values": pixel_values} for pixel_values in torch.randn(3, 3, 16, 16)]

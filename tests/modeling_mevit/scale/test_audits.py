@@ -166,9 +166,11 @@ def test_a_state_that_cannot_be_kept_is_told(tmp_path):
 
 def export(directory: Path, **change: Any) -> str:
     """What of an export tells its promise."""
-    calibration = {"target": {"max_disagreement": 0.02, "confidence": 0.95}, "operating_point": {}}
+    target, point = {"max_disagreement": 0.02, "confidence": 0.95}, {"thresholds": [0.3]}
+    calibration = {"target": target, "operating_point": point}
+    config = {"early_exit": True, "exit_thresholds": [0.3], "calibration": calibration, **change}
     (directory / "cascade.json").write_text("{}")
-    (directory / "config.json").write_text(json.dumps({"early_exit": True, "calibration": calibration, **change}))
+    (directory / "config.json").write_text(json.dumps(config))
     return str(directory)
 
 
@@ -190,6 +192,7 @@ def test_the_promise_is_that_of_the_calibration_or_is_given(tmp_path):
             r"--audit needs a promise in .*, or --max-disagreement: .* was calibrated for max_cost=0.5",
         ),
         ({"calibration": ["x"]}, "the calibration in the config must be an object"),
+        ({"exit_thresholds": [0.4]}, "its thresholds are not those that were calibrated"),
         ({"early_exit": False}, r"--audit .* must be left out where early exit is off, as it is in "),
     ],
 )
