@@ -20,6 +20,8 @@ def test_measures_a_cascade_that_nobody_leaves_and_one_that_all_leave(monkeypatc
     monkeypatch.setitem(timing.MODELS, "vit_base_16", {**SHAPE, "image_size": 16, "exit_layers": [1, 3]})
     # which takes a fresh process for each, and is tested where it is
     monkeypatch.setattr("modeling_mevit.onnx.benchmark._peak_memory", lambda *args: 100.0)
+    asked = []
+    monkeypatch.setattr(export, "peak_memory", lambda script, *options: asked.append(options) or 3.0)
     thresholds = []
     benchmark = export.benchmark
 
@@ -34,10 +36,22 @@ def test_measures_a_cascade_that_nobody_leaves_and_one_that_all_leave(monkeypatc
     results = export.main(arguments)
     assert thresholds == [[[0.0], [0.0]], [[1.0], [1.0]]]
     assert results["image_size"] == 24 and results["num_samples"] == 3
+    assert asked == [("--model=vit_base_16", "--num_labels=200", "--image_size=24", "--only_export=True")]
+    assert results["export_memory"] > 3.0  # of weights that take less than a MiB
     for rows in results["rows"].values():
         assert {row["name"] for row in rows} == {"plain ViT", "MEViT_1", "MEViT_3", "early exit"}
         assert {row["library"] for row in rows} == {"PyTorch", "ONNX Runtime"}
     assert json.loads(output.read_text())["rows"] == results["rows"]
+
+
+@pytest.mark.slow
+def test_tells_what_an_export_takes_in_this_process(monkeypatch, capsys):
+    monkeypatch.setitem(timing.MODELS, "vit_base_16", {**SHAPE, "image_size": 16, "exit_layers": [1, 3]})
+    taken = iter([100.0, 130.0])
+    monkeypatch.setattr(export, "rss_mib", lambda: next(taken))
+    monkeypatch.setattr(export, "peak_rss_mib", lambda: next(taken))
+    assert export.main(["--image_size", "24", "--only_export", "True"]) == {}
+    assert capsys.readouterr().out.split()[-1] == "30.0"
 
 
 def test_an_unknown_model_is_named():
