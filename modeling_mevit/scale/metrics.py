@@ -36,7 +36,11 @@ class Metrics:
         self._queue = Gauge("mevit_queue_images", "Images accepted and not answered yet.", registry=registry)
         inside = Gauge("mevit_segment_images", "Images waiting or running in it.", ["segment"], registry=registry)
         batch = Histogram(
-            "mevit_batch_images", "Size of the batch that each image ran in.", ["segment"], buckets=BATCHES, registry=registry
+            "mevit_batch_images",
+            "Size of the batch that each image ran in.",
+            ["segment"],
+            buckets=BATCHES,
+            registry=registry,
         )
         lost = Counter("mevit_restarts", "Images that a replica took with it.", ["segment"], registry=registry)
         # made here, so that each shows from the start
