@@ -137,8 +137,8 @@ def load_split(
     if half not in (None, *HALVES):
         raise ValueError(f"half must be one of {list(HALVES)}, got {half!r}")
     if split == UNLABELLED:
-        folder = Path(name_or_path).expanduser()
-        if str(name_or_path) in ("", "demo") or not folder.is_dir():
+        folder = _local_folder(name_or_path)
+        if folder is None:
             raise ValueError(f"split {UNLABELLED!r} is for a folder of images, got {str(name_or_path)!r}")
         _check_columns(str(name_or_path), image_column, label_column)
         return _unlabelled_rows(folder, half)
@@ -176,12 +176,18 @@ def default_split(name_or_path: str | PathLike[str], labelled: str) -> str:
 
 def is_unlabelled(name_or_path: str | PathLike[str]) -> bool:
     """Whether it is a folder of images that are in no class folders. Folders without images in them are none."""
-    folder = Path(name_or_path).expanduser()
-    if str(name_or_path) in ("", "demo") or not folder.is_dir():
+    folder = _local_folder(name_or_path)
+    if folder is None:
         return False
     return _has_images(folder.iterdir(), folder) and not any(
         _has_images(inner.rglob("*"), inner) for inner in _visible_folders(folder)
     )
+
+
+def _local_folder(name_or_path: str | PathLike[str]) -> Path | None:
+    """The folder that a data set's name is of; None of the demo and of other names."""
+    folder = Path(name_or_path).expanduser()
+    return folder if str(name_or_path) not in ("", "demo") and folder.is_dir() else None
 
 
 def _unlabelled_rows(folder: Path, half: str | None) -> datasets.Dataset:

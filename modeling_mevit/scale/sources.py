@@ -207,7 +207,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 def _batches(file: str, group: int, image_column: str | None) -> Iterator[pa.Array]:
     """The images of one row group of a Parquet file, some rows at a time."""
     with files.open_file(file) as opened:
-        parquet = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)  # raises of one that is damaged
+        parquet = pq.ParquetFile(opened, buffer_size=READ_AHEAD, pre_buffer=False)
         column = _column(file, parquet.schema_arrow, image_column)
         for batch in parquet.iter_batches(ROWS_AT_ONCE, row_groups=[group], columns=[column]):
             yield batch.column(column)
