@@ -238,6 +238,11 @@ ATTEMPTS = {
             LIBRARY + "scale/test_front.py::test_a_full_service_refuses_and_keeps_its_latency",
         ),
         Attempt(
+            "Send more than a service that watches its promise can also audit",
+            "audits are dropped and counted; every request is answered",
+            LIBRARY + "scale/test_front.py::test_where_the_backlog_is_full_audits_are_dropped_and_requests_are_not",
+        ),
+        Attempt(
             "Ask without the token, or with another one",
             "401, whatever the path",
             LIBRARY + "scale/test_front.py::test_without_the_token_there_is_nothing",

@@ -1,31 +1,34 @@
 # Copyright 2026 The MEViT authors.
 # SPDX-License-Identifier: Apache-2.0
-"""What it would save to leave exits out: every subset of a trained model's exits, at the same target.
+"""What it would save to leave exits out: the fastest subset of a trained model's exits, under the same promise.
 
-    python training/benchmarks/exit_subsets.py runs/mevit-seed0 --data PATH [--output exit_subsets.json]
+    python training/benchmarks/exit_subsets.py --runs runs/mevit-seed0 … --data PATH [--output exit_subsets.json]
 
-An image that goes on pays for the exits that it was asked at. What that takes is measured on the machine at hand, as a
-share of the plain ViT's time: `base[k]`, a run in which every image leaves at exit k and no other exit is asked, and
-`asked[k]`, what exit k adds to a run that it stops for no image. An image that leaves at exit k of a subset S takes
-`base[k]` and `asked[j]` for each j before k in S.
+An image that goes on pays for the exits that it was asked at. What that takes is measured on the machine at hand with
+the last run's model, as a share of the plain ViT's time: `base[k]`, a run in which every image leaves at exit k and no
+other exit is asked, and `asked[k]`, what exit k adds to a run that it stops for no image. An image that leaves at exit
+k of a subset S takes `base[k]` and `asked[j]` for each j before k in S.
 
-The first half of the split calibrates each subset and chooses the fastest; the second half tells what that is worth.
-The times of the chosen subset and of all exits are measured there too, on real runs in turn.
+The validation images choose the subset: the fastest one that loses at most the promised drop there. One half of the
+test images then certifies the thresholds of the subset and those of all exits, for the same promise, and the other
+half tells what both take and lose; then the other way round, for each run.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import HfArgumentParser
 
 from modeling_mevit import CalibrationTarget, DataSource, MEViTForImageClassification
 from modeling_mevit.checkpoint import load_image_processor
+from modeling_mevit.data.datasets import HALVES
 from modeling_mevit.early_exit.calibration import calibrate_predictions
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
 from modeling_mevit.reports.environment import environment_info
@@ -41,10 +44,12 @@ TAKEN = 1e30
 class ExitSubsetsArguments:
     """What is measured."""
 
+    runs: list[str] = field(metadata={"help": "Output directories of train.py, of a MEViT; one for each seed."})
     data: str = field(metadata={"help": "The data set, as train.py reads it."})
-    split: str = field(default="validation", metadata={"help": "Split whose halves choose and measure."})
     policy: str = field(default="confidence", metadata={"help": "Exit policy; not patience, which asks every exit."})
-    max_accuracy_drop: float = field(default=0.01, metadata={"help": "What the thresholds may lose."})
+    drops: list[float] = field(default_factory=lambda: [0.01, 0.02], metadata={"help": "Accuracy drops promised."})
+    confidence: float = field(default=0.95, metadata={"help": "Of the promise."})
+    bound: str = field(default="difference", metadata={"help": "Of the promise."})
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 32], metadata={"help": "Images at a time."})
     rounds: int = field(default=20, metadata={"help": "Times that each run is timed, in turn."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
@@ -69,20 +74,41 @@ class Costs:
         return float((self.base + before)[indices].mean())
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Of every exit of a run, on the validation images and on both halves of the test images."""
+
+    validation: ExitPredictions
+    halves: dict[str, ExitPredictions]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What some exits give on images that neither chose nor certified them.
+
+    Args:
+        time: relative to the plain ViT's.
+        drop: of accuracy against the last exit; 0 where nothing was certified, so that early exit stays off.
+    """
+
+    time: float
+    drop: float
+
+
 @torch.no_grad()
 def measure_costs(model: MEViTForImageClassification, batch: torch.Tensor, rounds: int) -> Costs:
     """Times each exit, all in turn."""
     layers, plain = model.config.exit_layers, model.to_vit()
     early = len(layers) - 1
 
-    def run(asked: dict[int, float]) -> Any:
+    def run(asked: dict[int, float]) -> Callable[[], Any]:
         thresholds = [asked.get(place, 0.0) for place in range(early)]
         return lambda: model(batch, early_exit=True, exit_thresholds=thresholds)
 
     runs = {"plain": lambda: plain(batch), "none": run({})}
     runs |= {f"base {place}": run({place: TAKEN}) for place in range(early)}
     runs |= {f"asked {place}": run({place: ASKED}) for place in range(early)}
-    seconds = times_in_turn(runs, rounds)
+    seconds = times_in_turn(runs, rounds, f"batches of {len(batch)}")
     ratio = {name: median_ratio(taken, seconds["plain"])["relative_latency"] for name, taken in seconds.items()}
     return Costs(
         np.array([*(ratio[f"base {place}"] for place in range(early)), ratio["none"]]),
@@ -97,76 +123,100 @@ def subsets_of(exit_layers: list[int]) -> list[tuple[int, ...]]:
     return [(*subset, exit_layers[-1]) for subset in chosen]
 
 
-def calibrated(
-    halves: tuple[ExitPredictions, ExitPredictions], subset: tuple[int, ...], target: CalibrationTarget, policy: str
-) -> tuple[list[float], list[np.ndarray]] | None:
-    """Thresholds for a subset by the first half, and the exits taken on both; None where early exit stays off."""
-    asked = CalibrationTarget(**{**asdict(target), "exits": subset})
-    point = calibrate_predictions(halves[0], asked, policy=policy, num_labels=2).operating_point
+def fastest(predictions: ExitPredictions, drop: float, costs: Costs, policy: str) -> tuple[int, ...]:
+    """The subset of the exits that takes least time, of those that lose at most this drop on these images."""
+    layers, times = predictions.exit_layers, {}
+    for subset in subsets_of(layers):
+        target = CalibrationTarget(max_accuracy_drop=drop, exits=subset)
+        point = calibrate_predictions(predictions, target, policy=policy, num_labels=2).operating_point
+        if point is not None:
+            times[subset] = costs.mean(predictions.exit_indices(policy, point.thresholds), subset, layers)
+    return min(times, key=lambda subset: times[subset], default=tuple(layers))
+
+
+def outcome(
+    certifying: ExitPredictions,
+    measured: ExitPredictions,
+    promise: CalibrationTarget,
+    exits: tuple[int, ...],
+    costs: Costs,
+    policy: str,
+) -> Outcome:
+    """What these exits take and lose on some images, with thresholds that others certify."""
+    layers = measured.exit_layers
+    target = replace(promise, exits=exits)
+    point = calibrate_predictions(certifying, target, policy=policy, num_labels=2).operating_point
     if point is None:
-        return None
-    return point.thresholds, [half.exit_indices(policy, point.thresholds) for half in halves]
+        return Outcome(costs.mean(np.full(len(measured), len(layers) - 1), (), layers), 0.0)
+    indices = measured.exit_indices(policy, point.thresholds)
+    drop = measured.operating_point(policy, point.thresholds, indices).drop
+    assert drop is not None  # the images have labels
+    return Outcome(costs.mean(indices, exits, layers), drop)
 
 
-@torch.no_grad()
-def time_of(
-    model: MEViTForImageClassification, images: torch.Tensor, batch_size: int, thresholds: list[list[float]]
-) -> list[float]:
-    """Times of real early-exit runs over the images, under several thresholds, relative to the plain ViT's."""
-    plain, batches = model.to_vit(), images.split(batch_size)
-    runs: dict[str, Any] = {"plain": lambda: [plain(batch) for batch in batches]}
-    for number, values in enumerate(thresholds):
-        runs[str(number)] = lambda values=values: [
-            model(batch, early_exit=True, exit_thresholds=values) for batch in batches
-        ]
-    seconds = times_in_turn(runs, 5)
-    return [median_ratio(seconds[str(n)], seconds["plain"])["relative_latency"] for n in range(len(thresholds))]
+def compare(runs: list[Predictions], promise: CalibrationTarget, costs: Costs, policy: str) -> dict[str, Any]:
+    """All exits and the subset that each run's validation images choose, over all runs and both ways round."""
+    subsets, outcomes = [], []
+    for run in runs:
+        assert promise.max_accuracy_drop is not None
+        subset = fastest(run.validation, promise.max_accuracy_drop, costs, policy)
+        subsets.append(list(subset))
+        every = tuple(run.validation.exit_layers)
+        for certifying, measured in (HALVES, HALVES[::-1]):
+            halves = run.halves[certifying], run.halves[measured]
+            outcomes.append([asdict(outcome(*halves, promise, exits, costs, policy)) for exits in (every, subset)])
+    return {
+        "promise": promise.to_dict(),
+        "chosen": subsets,
+        "outcomes": outcomes,
+        "saved": [1 - subset["time"] / every["time"] for every, subset in outcomes],
+    }
+
+
+def table_of(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each promise and batch size, means over the runs and both ways round."""
+
+    def mean(row: dict[str, Any], which: int, what: str) -> float:
+        return float(np.mean([pair[which][what] for pair in row["outcomes"]]))
+
+    cells = [
+        (
+            f"{row['promise']['max_accuracy_drop']:.0%}",
+            row["batch_size"],
+            "; ".join(", ".join(map(str, subset)) for subset in row["chosen"]),
+            *(f"{mean(row, which, 'time'):.3f}" for which in (0, 1)),
+            f"{np.mean(row['saved']):+.1%}",
+            f"{min(row['saved']):+.1%} … {max(row['saved']):+.1%}",
+            *(f"{100 * mean(row, which, 'drop'):+.1f}" for which in (0, 1)),
+        )
+        for row in rows
+    ]
+    header = ("promised drop", "batch", "exits chosen by each run", "time, all exits", "time, chosen")
+    return markdown_table((*header, "saved", "least … most", "drop of all", "drop of chosen"), cells)
 
 
 def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Measures, prints the table. Returns a row for each batch size."""
-    parser = HfArgumentParser(ExitSubsetsArguments)
-    parser.add_argument("run", help="Output directory of train.py, of a MEViT.")
-    arguments, known = parser.parse_args_into_dataclasses(argv)
-    model = MEViTForImageClassification.from_pretrained(
-        known.run, exit_combination="none", exit_policy=arguments.policy
-    ).eval()
-    layers = model.config.exit_layers
-    processor = load_image_processor(known.run)
-    datasets = [
-        DataSource(arguments.data, arguments.split, half).load(model.config.label2id, processor)
-        for half in ("first", "second")
-    ]
-    halves = tuple(predict_exits(model, dataset) for dataset in datasets)
-    target = CalibrationTarget(max_accuracy_drop=arguments.max_accuracy_drop)
-    found = {
-        subset: result
-        for subset in subsets_of(layers)
-        if (result := calibrated(halves, subset, target, arguments.policy)) is not None
-    }
-    images = torch.stack([datasets[1][index]["pixel_values"] for index in range(min(len(datasets[1]), 128))])
-    rows = []
-    for batch_size in tqdm(arguments.batch_sizes, desc="batch sizes"):
-        costs = measure_costs(model, images[:batch_size], arguments.rounds)
-        times = {
-            subset: [costs.mean(taken, subset, layers) for taken in by_half] for subset, (_, by_half) in found.items()
-        }
-        best, every = min(times, key=lambda subset: times[subset][0]), tuple(layers)
-        measured = time_of(model, images, batch_size, [found[every][0], found[best][0]])
-        drops = [
-            halves[1].operating_point(arguments.policy, found[subset][0], found[subset][1][1]).drop
-            for subset in (every, best)
-        ]
-        rows.append(
-            {
-                "batch_size": batch_size,
-                "exits": list(best),
-                "base": costs.base.tolist(),
-                "asked": costs.asked.tolist(),
-                "all_exits": {"estimated": times[every][1], "measured": measured[0], "drop": drops[0]},
-                "chosen": {"estimated": times[best][1], "measured": measured[1], "drop": drops[1]},
-            }
+    """Measures, prints the table. Returns a row for each promise and batch size."""
+    (arguments,) = HfArgumentParser(ExitSubsetsArguments).parse_args_into_dataclasses(argv)
+    runs, policy = [], arguments.policy
+    for directory in arguments.runs:
+        model = MEViTForImageClassification.from_pretrained(directory, exit_combination="none", exit_policy=policy)
+        model.eval()
+        processor = load_image_processor(directory)
+        validation, *halves = (
+            DataSource(arguments.data, split, half).load(model.config.label2id, processor)
+            for split, half in [("validation", None), *(("test", half) for half in HALVES)]
         )
+        by_half = {half: predict_exits(model, images) for half, images in zip(HALVES, halves, strict=True)}
+        runs.append(Predictions(predict_exits(model, validation), by_half))
+    images = torch.stack([validation[index]["pixel_values"] for index in range(max(arguments.batch_sizes))])
+    rows = []
+    costs_by_size = {size: measure_costs(model, images[:size], arguments.rounds) for size in arguments.batch_sizes}
+    for drop in arguments.drops:
+        promise = CalibrationTarget(max_accuracy_drop=drop, confidence=arguments.confidence, bound=arguments.bound)
+        for size, costs in costs_by_size.items():
+            by_exit = {name: values.tolist() for name, values in asdict(costs).items()}
+            rows.append({"batch_size": size, **by_exit, **compare(runs, promise, costs, policy)})
     print(f"\n{table_of(rows)}")
     if arguments.output:
         content = {**asdict(arguments), "output": None, "rows": rows, "environment": environment_info()}
@@ -174,21 +224,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def table_of(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each batch size."""
-    cells = [
-        (
-            row["batch_size"],
-            ", ".join(map(str, row["exits"])),
-            *(f"{row[kind][how]:.3f}" for kind in ("all_exits", "chosen") for how in ("estimated", "measured")),
-            f"{1 - row['chosen']['measured'] / row['all_exits']['measured']:+.1%}",
-            *(f"{100 * row[kind]['drop']:+.1f}" for kind in ("all_exits", "chosen")),
-        )
-        for row in rows
-    ]
-    names = ("all exits, estimated", "measured", "chosen, estimated", "measured")
-    return markdown_table(("batch", "chosen exits", *names, "saved", "drop of all", "drop of chosen"), cells)
-
-
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"exit_subsets.py: error: {error}")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the alarm of a `PromiseMonitor` comes in time, on photos that get blurred or darkened step by step.
 
-    python training/benchmarks/degrading_photos.py --run runs/grocery --data PATH [--output degrading_photos.json]
+    python training/degrading_photos.py --run runs/grocery --data PATH [--output degrading_photos.json]
 
 The run, an output directory of `train.py`, is calibrated on the validation images, for each of `TARGETS`. A stream of
 images is drawn from the test images, at random with replacement: a sixth of it as they are, and five sixths each more
