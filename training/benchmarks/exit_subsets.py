@@ -88,10 +88,12 @@ class Outcome:
 
     Args:
         time: relative to the plain ViT's.
+        cost: mean cost, by counted operations.
         drop: of accuracy against the last exit; 0 where nothing was certified, so that early exit stays off.
     """
 
     time: float
+    cost: float
     drop: float
 
 
@@ -147,11 +149,12 @@ def outcome(
     target = replace(promise, exits=exits)
     point = calibrate_predictions(certifying, target, policy=policy, num_labels=2).operating_point
     if point is None:
-        return Outcome(costs.mean(np.full(len(measured), len(layers) - 1), (), layers), 0.0)
+        last = np.full(len(measured), len(layers) - 1)
+        return Outcome(costs.mean(last, (), layers), float(measured.costs[-1]), 0.0)
     indices = measured.exit_indices(policy, point.thresholds)
-    drop = measured.operating_point(policy, point.thresholds, indices).drop
-    assert drop is not None  # the images have labels
-    return Outcome(costs.mean(indices, exits, layers), drop)
+    found = measured.operating_point(policy, point.thresholds, indices)
+    assert found.drop is not None  # the images have labels
+    return Outcome(costs.mean(indices, exits, layers), found.cost, found.drop)
 
 
 def compare(runs: list[Predictions], promise: CalibrationTarget, costs: Costs, policy: str) -> dict[str, Any]:
