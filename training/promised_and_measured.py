@@ -5,8 +5,9 @@
     python training/promised_and_measured.py --runs runs/mevit-seed0 … --plain runs/vit-seed0 … --data PATH
 
 Each run is calibrated on one half and measured on the other, then the other way round, for each of `TARGETS`, with and
-without labels. Runs are output directories of `train.py`, one for each seed. It prints a table and, with `--output`,
-writes every single result.
+without labels. With `--calibrate_on validation`, those images calibrate, and all test images are measured. Runs are
+output directories of `train.py`, one for each seed. It prints a table and, with `--output`, writes every single
+result.
 """
 
 import json
@@ -50,6 +51,9 @@ class PromiseArguments:
     plain: list[str] = field(metadata={"help": "Those of the plain ViT, in the order of their seeds."})
     data: str = field(metadata={"help": "The data set, as train.py reads it; its test split is halved."})
     policy: str = field(default="confidence", metadata={"help": "Exit policy."})
+    calibrate_on: str | None = field(
+        default=None, metadata={"help": "Split that calibrates; by default each half of test, for the other one."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
@@ -60,15 +64,17 @@ class PromiseArguments:
 
 
 @dataclass(frozen=True)
-class Half:
-    """One half of the test images, as a run sees them.
+class Pair:
+    """Images that calibrate, and others that are measured, as a run sees them.
 
     Args:
-        calibrating: predictions on those that can calibrate, each image once.
-        measured: predictions on all of them.
-        plain_accuracy: of the plain ViT of the same seed, on all of them.
+        calibrated_on: which images calibrate.
+        calibrating: predictions on those of them that can, each image once.
+        measured: predictions on the others.
+        plain_accuracy: on these, of the plain ViT of the same seed.
     """
 
+    calibrated_on: str
     calibrating: ExitPredictions
     measured: ExitPredictions
     plain_accuracy: float
@@ -81,9 +87,9 @@ class Measurement:
     Args:
         run: name of its directory.
         target: what was promised.
-        calibrated_on: which half, `"first"` or `"second"`.
+        calibrated_on: which images, `"first"` or `"second"` half of test or a split.
         num_calibrating: images that calibrated.
-        plain_accuracy: of the plain ViT on the half measured.
+        plain_accuracy: of the plain ViT on the images measured.
         full_model_accuracy: of the last exit there.
         measured: of early exit there; None where nothing was certified, so that early exit stays off.
     """
@@ -105,44 +111,50 @@ class Measurement:
         return point.drop if self.target.needs_labels else point.disagreement
 
 
-def halves_of(run: Path, plain: Path, data: str) -> dict[str, Half]:
-    """Both halves of the test images, predicted by the models of a run and of the plain ViT's."""
+def pairs_of(run: Path, plain: Path, data: str, calibrate_on: str | None) -> list[Pair]:
+    """What a run and the plain ViT predict: both ways round for the halves of test, or a split and all of test."""
     model, plain_model = load(run), load(plain)
-    halves = {}
-    for half in HALVES:
-        source = DataSource(data, "test", half)
-        images = images_of(source, run)
+
+    def seen(split: str, half: str | None = None) -> tuple[ExitPredictions, ExitPredictions]:
+        """Predictions on images that can calibrate, and on all of them."""
+        images = images_of(DataSource(data, split, half), run)
         kept, _, _ = select_independent(images.image_hashes, model.config.training_images)
         predictions = predict_exits(model, images)
-        plain_accuracy = classifier_accuracy(plain_model, images_of(source, plain))
-        halves[half] = Half(predictions.select(np.array(kept)), predictions, plain_accuracy)
-    return halves
+        return predictions.select(np.array(kept)), predictions
+
+    def plain_accuracy(half: str | None) -> float:
+        return classifier_accuracy(plain_model, images_of(DataSource(data, "test", half), plain))
+
+    if calibrate_on is not None:
+        return [Pair(calibrate_on, seen(calibrate_on)[0], seen("test")[1], plain_accuracy(None))]
+    halves = {half: seen("test", half) for half in HALVES}
+    return [
+        Pair(half, halves[half][0], halves[other][1], plain_accuracy(other))
+        for half, other in zip(HALVES, reversed(HALVES), strict=True)
+    ]
 
 
-def measure(
-    run: str, halves: dict[str, Half], target: CalibrationTarget, policy: str, num_labels: int
-) -> list[Measurement]:
-    """Calibrates on each half and measures on the other."""
+def measure(run: str, pairs: list[Pair], target: CalibrationTarget, policy: str, num_labels: int) -> list[Measurement]:
+    """Calibrates and measures each pair."""
     results = []
-    for calibrated_on, other in zip(HALVES, reversed(HALVES), strict=True):
-        calibrating, half = halves[calibrated_on].calibrating, halves[other]
-        chosen = calibrate_predictions(calibrating, target, policy=policy, num_labels=num_labels).operating_point
+    for pair in pairs:
+        chosen = calibrate_predictions(pair.calibrating, target, policy=policy, num_labels=num_labels).operating_point
         results.append(
             Measurement(
                 run=run,
                 target=target,
-                calibrated_on=calibrated_on,
-                num_calibrating=len(calibrating),
-                plain_accuracy=half.plain_accuracy,
-                full_model_accuracy=float(half.measured.correct[:, -1].mean()),
-                measured=chosen and half.measured.simulate(policy, chosen.thresholds),
+                calibrated_on=pair.calibrated_on,
+                num_calibrating=len(pair.calibrating),
+                plain_accuracy=pair.plain_accuracy,
+                full_model_accuracy=float(pair.measured.correct[:, -1].mean()),
+                measured=chosen and pair.measured.simulate(policy, chosen.thresholds),
             )
         )
     return results
 
 
 def table_of(measurements: list[Measurement]) -> str:
-    """Markdown: a row for each target, means and standard deviations over runs and halves."""
+    """Markdown: a row for each target, means and standard deviations over runs and what calibrated them."""
     rows = []
     for target in dict.fromkeys(measurement.target for measurement in measurements):
         of_target = [measurement for measurement in measurements if measurement.target == target]
@@ -168,10 +180,10 @@ def main(argv: list[str] | None = None) -> list[Measurement]:
     (arguments,) = HfArgumentParser(PromiseArguments).parse_args_into_dataclasses(argv)
     measurements = []
     for run, plain in zip(map(Path, arguments.runs), map(Path, arguments.plain), strict=True):
-        halves = halves_of(run, plain, arguments.data)
+        pairs = pairs_of(run, plain, arguments.data, arguments.calibrate_on)
         num_labels = MEViTConfig.from_pretrained(run).num_labels
         for target in TARGETS:
-            measurements += measure(run.resolve().name, halves, target, arguments.policy, num_labels)
+            measurements += measure(run.resolve().name, pairs, target, arguments.policy, num_labels)
     print(f"\n{table_of(measurements)}")
     if arguments.output:
         content = {

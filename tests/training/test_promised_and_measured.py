@@ -9,7 +9,7 @@ import promised_and_measured
 import train
 from modeling_mevit import CalibrationTarget
 from modeling_mevit.early_exit.predictions import ExitPredictions
-from promised_and_measured import Half, Measurement, measure, table_of
+from promised_and_measured import Measurement, Pair, measure, table_of
 from tests.helpers.images import write_colours
 from tests.helpers.runs import config_file
 
@@ -28,13 +28,14 @@ def predictions(num_images: int, num_harmed: int) -> ExitPredictions:
     return ExitPredictions([1, 2], np.array([0.4, 1.0]), labels, np.stack([first, labels], 1), {"confidence": scores})
 
 
-def half(num_harmed: int) -> Half:
-    return Half(predictions(400, num_harmed), predictions(400, num_harmed), plain_accuracy=0.9)
+def pairs(*harmed: int) -> list[Pair]:
+    """Two halves, of which so many images are harmed, both ways round."""
+    first, second = (predictions(400, number) for number in harmed)
+    return [Pair("first", first, second, plain_accuracy=0.9), Pair("second", second, first, plain_accuracy=0.9)]
 
 
 def test_each_half_is_measured_with_the_thresholds_of_the_other():
-    halves = {"first": half(0), "second": half(40)}
-    of_first, of_second = measure("seed0", halves, DROP, "confidence", num_labels=5)
+    of_first, of_second = measure("seed0", pairs(0, 40), DROP, "confidence", num_labels=5)
     assert (of_first.calibrated_on, of_second.calibrated_on) == ("first", "second")
     # no harm of 400 certifies 2 %, with which all images leave, and 40 of the other half are harmed
     assert of_first.measured.exit_counts == {1: 400, 2: 0}
@@ -43,8 +44,7 @@ def test_each_half_is_measured_with_the_thresholds_of_the_other():
 
 
 def test_the_table_has_means_over_what_was_certified_and_counts_broken_promises():
-    halves = {"first": half(0), "second": half(40)}
-    rows = [one for target in (DROP, DISAGREEMENT) for one in measure("seed0", halves, target, "confidence", 5)]
+    rows = [one for target in (DROP, DISAGREEMENT) for one in measure("seed0", pairs(0, 40), target, "confidence", 5)]
     of_drop, of_disagreement = table_of(rows).splitlines()[2:]
     assert of_drop == (
         "| a drop of at most 2.00% with probability 95%, harm | 1 of 2 | 90.0 | +0.0 | +10.0 | 10.0 | 0.400 | 1 |"
@@ -53,7 +53,7 @@ def test_the_table_has_means_over_what_was_certified_and_counts_broken_promises(
 
 
 def test_nothing_certified_has_no_means():
-    rows = measure("seed0", {"first": half(40), "second": half(40)}, DROP, "confidence", 5)
+    rows = measure("seed0", pairs(40, 40), DROP, "confidence", 5)
     assert table_of(rows).splitlines()[-1].endswith("| 0 of 2 | – | – | – | – | – | 0 |")
 
 
@@ -72,5 +72,9 @@ def test_runs_of_the_training_script(tmp_path, capsys):
     written = json.loads((tmp_path / "promises.json").read_text())["results"]
     assert [one["target"] for one in written] == [one.target.to_dict() for one in results]
     assert "| promised | certified |" in capsys.readouterr().out
+    by_validation = promised_and_measured.main(
+        [*options, "--data", str(tmp_path / "colours"), "--calibrate_on", "validation"]
+    )
+    assert {one.calibrated_on for one in by_validation} == {"validation"} and 2 * len(by_validation) == len(results)
     with pytest.raises(ValueError, match="plain must have as many runs as runs, 1, got 2"):
         promised_and_measured.main(["--runs", "a", "--plain", "b", "c", "--data", "d"])

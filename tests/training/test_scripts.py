@@ -7,7 +7,8 @@ import pytest
 
 
 TRAINING = Path(__file__).parents[2] / "training"
-FILES = [*TRAINING.glob("*.py"), *TRAINING.glob("benchmarks/*.py")]
+FILES = list(TRAINING.rglob("*.py"))
+MODULES = {file.stem for file in FILES} | {file.parent.name for file in FILES if file.parent != TRAINING}
 SCRIPTS = [file for file in FILES if "__main__" in file.read_text(encoding="utf-8")]
 
 pytestmark = pytest.mark.one_major
@@ -28,9 +29,9 @@ def test_a_script_finds_the_files_it_imports(script):
     files, missing = [script], set()
     for file in files:  # grows
         for name in imported_by(file):
-            found = script.parent / f"{name.replace('.', '/')}.py"
-            if found.is_file():
-                files += [found] if found not in files else []
-            elif name in {file.stem for file in FILES}:
+            path = script.parent / name.replace(".", "/")
+            found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+            files += [file for file in found if file not in files]
+            if not found and name.partition(".")[0] in MODULES:
                 missing.add(f"{name}, imported by {file.name}")
     assert not missing

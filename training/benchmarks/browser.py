@@ -7,8 +7,8 @@
 `out` is what `mevit export --cascade --web` wrote. Every precision that it has is measured:
 
 - labels and exits that differ from the Python cascade's. Images near a threshold are counted apart, since there
-  rounding decides; so are those with the same answer where the page is given the pixels that Pillow decodes, as a PNG:
-  browsers decode JPEG files a little differently;
+  rounding decides; so are those that give the same answer once the page gets the pixels that Pillow decoded, as a PNG,
+  since browsers decode JPEG files a little differently;
 - milliseconds of an image at batch 1, early exit and to the end, in turn, the shortest of up to nine runs of each, as
   the page shows them; medians over images, the ratio over all of them, and that relative to the ratio of the costs;
 - bytes that a first visit loads.
@@ -130,7 +130,7 @@ def measure(page: Page, exported: Path, folder: str, contents: list[bytes]) -> d
             png = BytesIO()
             read_image(content).save(png, "PNG")
             again = classify(page, f"{number} as PNG", png.getvalue(), cascade.exit_layers)
-            counts["other_by_decoder" if again[:2] == expected else "other_for_no_such_reason"] += 1
+            counts["other_by_decoder" if again[:2] == expected else "other_unexplained"] += 1
         answers.append((layer, early, full))
     layers, early, full = zip(*answers, strict=True)
     mean_cost = float(np.mean([costs[layer] for layer in layers]))
@@ -141,7 +141,7 @@ def measure(page: Page, exported: Path, folder: str, contents: list[bytes]) -> d
         "num_samples": len(contents),
         **{
             name: int(counts[name])
-            for name in ("other_label", "other_exit", "borderline", "other_by_decoder", "other_for_no_such_reason")
+            for name in ("other_label", "other_exit", "borderline", "other_by_decoder", "other_unexplained")
         },
         "exit_counts": {str(layer): layers.count(layer) for layer in cascade.exit_layers},
         "early_exit_ms": float(np.median(early)),

@@ -7,7 +7,8 @@
 An image that goes on pays for the exits that it was asked at. What that takes is measured on the machine at hand with
 the last run's model, as a share of the plain ViT's time: `base[k]`, a run in which every image leaves at exit k and no
 other exit is asked, and `asked[k]`, what exit k adds to a run that it stops for no image. An image that leaves at exit
-k of a subset S takes `base[k]` and `asked[j]` for each j before k in S.
+k of a subset S takes `base[k]` and `asked[j]` for each j before k in S. These times are estimates: a batch that
+shrinks may take longer an image.
 
 The validation images choose the subset: the fastest one that loses at most the promised drop there. One half of the
 test images then certifies the thresholds of the subset and those of all exits, for the same promise, and the other
@@ -31,6 +32,7 @@ from modeling_mevit.checkpoint import load_image_processor
 from modeling_mevit.data.datasets import HALVES
 from modeling_mevit.early_exit.calibration import calibrate_predictions
 from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
+from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
 from modeling_mevit.reports.environment import environment_info
 from modeling_mevit.reports.tables import markdown_table
 from timing import median_ratio, times_in_turn
@@ -54,6 +56,11 @@ class ExitSubsetsArguments:
     rounds: int = field(default=20, metadata={"help": "Times that each run is timed, in turn."})
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
+    def __post_init__(self):
+        policies = [policy for policy in EXIT_POLICIES if policy != "patience"]
+        if self.policy not in policies:
+            raise ValueError(f"policy must be one of {', '.join(policies)}, got {self.policy!r}")
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -76,10 +83,11 @@ class Costs:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of every exit of a run, on the validation images and on both halves of the test images."""
+    """Of every exit of a run that knows so many labels, on the validation images and on both halves of test."""
 
     validation: ExitPredictions
     halves: dict[str, ExitPredictions]
+    num_labels: int
 
 
 @dataclass(frozen=True)
@@ -126,10 +134,12 @@ def subsets_of(exit_layers: list[int]) -> list[tuple[int, ...]]:
 
 
 def fastest(predictions: ExitPredictions, drop: float, costs: Costs, policy: str) -> tuple[int, ...]:
-    """The subset of the exits that takes least time, of those that lose at most this drop on these images."""
+    """The subset of the exits that takes least time, of those that lose at most this drop on these images, which
+    guarantees nothing; all exits where no subset saves anything."""
     layers, times = predictions.exit_layers, {}
     for subset in subsets_of(layers):
         target = CalibrationTarget(max_accuracy_drop=drop, exits=subset)
+        # without a guarantee the thresholds to try do not depend on the number of labels
         point = calibrate_predictions(predictions, target, policy=policy, num_labels=2).operating_point
         if point is not None:
             times[subset] = costs.mean(predictions.exit_indices(policy, point.thresholds), subset, layers)
@@ -143,11 +153,12 @@ def outcome(
     exits: tuple[int, ...],
     costs: Costs,
     policy: str,
+    num_labels: int,
 ) -> Outcome:
     """What these exits take and lose on some images, with thresholds that others certify."""
     layers = measured.exit_layers
     target = replace(promise, exits=exits)
-    point = calibrate_predictions(certifying, target, policy=policy, num_labels=2).operating_point
+    point = calibrate_predictions(certifying, target, policy=policy, num_labels=num_labels).operating_point
     if point is None:
         last = np.full(len(measured), len(layers) - 1)
         return Outcome(costs.mean(last, (), layers), float(measured.costs[-1]), 0.0)
@@ -167,7 +178,9 @@ def compare(runs: list[Predictions], promise: CalibrationTarget, costs: Costs, p
         every = tuple(run.validation.exit_layers)
         for certifying, measured in (HALVES, HALVES[::-1]):
             halves = run.halves[certifying], run.halves[measured]
-            outcomes.append([asdict(outcome(*halves, promise, exits, costs, policy)) for exits in (every, subset)])
+            outcomes.append(
+                [asdict(outcome(*halves, promise, exits, costs, policy, run.num_labels)) for exits in (every, subset)]
+            )
     return {
         "promise": promise.to_dict(),
         "chosen": subsets,
@@ -184,7 +197,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
 
     cells = [
         (
-            f"{row['promise']['max_accuracy_drop']:.0%}",
+            f"{row['promise']['max_accuracy_drop']:.1%}",
             row["batch_size"],
             "; ".join(", ".join(map(str, subset)) for subset in row["chosen"]),
             *(f"{mean(row, which, 'time'):.3f}" for which in (0, 1)),
@@ -194,7 +207,7 @@ def table_of(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    header = ("promised drop", "batch", "exits chosen by each run", "time, all exits", "time, chosen")
+    header = ("promised drop", "batch", "exits chosen by each run", "estimated time, all exits", "chosen")
     return markdown_table((*header, "saved", "least … most", "drop of all", "drop of chosen"), cells)
 
 
@@ -211,7 +224,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
             for split, half in [("validation", None), *(("test", half) for half in HALVES)]
         )
         by_half = {half: predict_exits(model, images) for half, images in zip(HALVES, halves, strict=True)}
-        runs.append(Predictions(predict_exits(model, validation), by_half))
+        runs.append(Predictions(predict_exits(model, validation), by_half, model.config.num_labels))
+    if len(validation) < max(arguments.batch_sizes):
+        raise ValueError(
+            f"batch_sizes must be at most {len(validation)}, the validation images, got {arguments.batch_sizes}"
+        )
     images = torch.stack([validation[index]["pixel_values"] for index in range(max(arguments.batch_sizes))])
     rows = []
     costs_by_size = {size: measure_costs(model, images[:size], arguments.rounds) for size in arguments.batch_sizes}

@@ -45,12 +45,12 @@ def test_the_fastest_subset_asks_no_exit_in_vain():
 def test_what_exits_take_where_others_certify_them():
     promise = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95, bound="harm")
     images = predictions(400, wrong=(400, 0)), predictions(200, wrong=(0, 4))
-    every = outcome(*images, promise, (6, 9, 12), COSTS, "confidence")
+    every = outcome(*images, promise, (6, 9, 12), COSTS, "confidence", 5)
     assert (every.time, every.cost, every.drop) == pytest.approx((0.85, 0.75, 0.02))
-    assert outcome(*images, promise, (9, 12), COSTS, "confidence").time == pytest.approx(0.75)
+    assert outcome(*images, promise, (9, 12), COSTS, "confidence", 5).time == pytest.approx(0.75)
 
 
 def test_where_nothing_is_certified_no_exit_is_asked():
     promise = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95, bound="harm")
     images = predictions(400, wrong=(400, 400)), predictions(200)
-    assert outcome(*images, promise, (6, 9, 12), COSTS, "confidence") == Outcome(time=1.0, cost=1.0, drop=0.0)
+    assert outcome(*images, promise, (6, 9, 12), COSTS, "confidence", 5) == Outcome(time=1.0, cost=1.0, drop=0.0)
