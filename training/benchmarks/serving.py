@@ -103,14 +103,18 @@ def gather_images(folder: Path, source: str | None, count: int) -> list[Path]:
 
 
 def plain_loop(export: str, files: Sequence[Path], batch_size: int, output: Path) -> float:
-    """Images a second of one process that reads, scores and writes batch after batch, with all cores."""
+    """Images a second of one process that reads, scores and writes batch after batch, with all cores.
+
+    What it writes: path, label, probability, exit layer and score of each image.
+    """
     scorer = CascadeScorer(export, threads=os.cpu_count() or 1)
     rows = []
     began = time.perf_counter()
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
         scores = scorer(scorer.cascade.preprocess(batch))
-        rows += zip(map(str, batch), scores.labels, *(array.tolist() for array in scores[1:]), strict=True)
+        numbers = (array.tolist() for array in (scores.probability, scores.exit_layer, scores.exit_score))
+        rows += zip(map(str, batch), scores.labels, *numbers, strict=True)
     output.write_text(json.dumps(rows))
     return len(files) / (time.perf_counter() - began)
 

@@ -68,3 +68,16 @@ def test_what_an_export_for_bfloat16_lacks_is_named(for_bfloat16, noises, tmp_pa
     actor = ScoringActor(str(for_bfloat16), str(tmp_path), "model", 8, 1, False, None)
     (failure,) = actor(list_images(str(noises / "2")))["failure"].to_pylist()
     assert failure.startswith(f"{for_bfloat16} needs openvino, which is not installed")
+
+
+def test_the_plain_loop_of_the_benchmark_writes_what_a_scorer_says(spread, noises, tmp_path):
+    from serving import plain_loop
+
+    files = readable(noises)[:10]
+    assert plain_loop(str(spread), files, 4, tmp_path / "rows.json") > 0
+    scorer = CascadeScorer(str(spread), threads=1)
+    expected = scorer(scorer.cascade.preprocess(files))
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row[:2] for row in rows] == [[str(file), label] for file, label in zip(files, expected.labels, strict=True)]
+    assert [row[3] for row in rows] == expected.exit_layer.tolist()
+    assert [row[4] for row in rows] == pytest.approx(expected.exit_score.tolist(), abs=1e-6)
