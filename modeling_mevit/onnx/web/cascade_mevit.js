@@ -531,8 +531,9 @@ function hamming(x) {
 }
 
 /**
- * Resizes an image as Pillow's `Image.resize` does, with the same rounding: rows first, then columns. (Newer versions
- * of Pillow begin with the columns of an image that loses far more height than width, which rounds otherwise.)
+ * Resizes an image as the `Image.resize` of Pillow 13 does, with the same rounding: rows first, then columns, but
+ * columns first where the height loses more than twice as many pixels as the width. (Older versions always take rows
+ * first, which rounds otherwise.)
  *
  * @param {Pixels} image
  * @param {number} height of the result
@@ -544,6 +545,12 @@ export function resize(image, height, width, resample) {
   if (resample === NEAREST && (height !== image.height || width !== image.width)) return nearest(image, height, width);
   const across = width === image.width ? null : weights(image.width, width, FILTERS[resample]);
   const down = height === image.height ? null : weights(image.height, height, FILTERS[resample]);
+  const lost = image.height - height;
+  if (across && down && lost > 0 && lost > 2 * (image.width - width)) {
+    const data = new Uint8ClampedArray(height * width * CHANNELS);
+    resampleAcross(columns(image, down), image.width, CHANNELS, across, data);
+    return { data, width, height };
+  }
   const wide = rgb(image, across);
   return { data: down ? resampleDown(wide, down) : wide.data, width, height };
 }
@@ -567,39 +574,66 @@ function weights(from, to, { support, weight }) {
   });
 }
 
-/** Reads an image in strips, and resizes its rows where `across` has weights. Leaves alpha out. */
+/** An image in strips of rows, with red, green, blue and alpha of each pixel: where a strip begins, and its bytes. */
+function* strips(image) {
+  const step = Math.max(Math.floor(STRIP / image.width), 1);
+  for (let top = 0; top < image.height; top += step) {
+    yield { top, strip: image.rows(top, Math.min(top + step, image.height)) };
+  }
+}
+
+/** Reads an image, and resizes its rows where `across` has weights. Leaves alpha out. */
 function rgb(image, across = null) {
   const width = across ? across.length : image.width;
   const data = new Uint8ClampedArray(image.height * width * CHANNELS);
-  const step = Math.max(Math.floor(STRIP / image.width), 1);
-  for (let top = 0; top < image.height; top += step) {
-    const bottom = Math.min(top + step, image.height);
-    const strip = image.rows(top, bottom);
-    for (let y = 0; y < bottom - top; y++) {
-      const source = y * image.width * 4;
-      let target = (top + y) * width * CHANNELS;
-      for (let x = 0; x < width; x++) {
-        const { first, taken } = across ? across[x] : { first: x, taken: null };
-        let place = source + first * 4;
-        if (!taken) {
-          for (let channel = 0; channel < CHANNELS; channel++) data[target++] = strip[place + channel];
-          continue;
-        }
-        let red = HALF;
-        let green = HALF;
-        let blue = HALF;
-        for (let k = 0; k < taken.length; k++, place += 4) {
-          red += strip[place] * taken[k];
-          green += strip[place + 1] * taken[k];
-          blue += strip[place + 2] * taken[k];
-        }
-        data[target++] = red >> PRECISION; // clamped to a byte
-        data[target++] = green >> PRECISION;
-        data[target++] = blue >> PRECISION;
-      }
-    }
+  const taken = across ?? Array.from({ length: width }, (_, first) => ({ first, taken: null }));
+  for (const { top, strip } of strips(image)) {
+    resampleAcross(strip, image.width, 4, taken, data.subarray(top * width * CHANNELS));
   }
   return { data, width, height: image.height };
+}
+
+/** Resizes rows of `width` pixels, each of which has `size` bytes, into red, green and blue. */
+function resampleAcross(rows, width, size, across, data) {
+  let target = 0;
+  for (let row = 0; row < rows.length; row += width * size) {
+    for (const { first, taken } of across) {
+      let place = row + first * size;
+      if (!taken) {
+        for (let channel = 0; channel < CHANNELS; channel++) data[target++] = rows[place + channel];
+        continue;
+      }
+      let red = HALF;
+      let green = HALF;
+      let blue = HALF;
+      for (let k = 0; k < taken.length; k++, place += size) {
+        red += rows[place] * taken[k];
+        green += rows[place + 1] * taken[k];
+        blue += rows[place + 2] * taken[k];
+      }
+      data[target++] = red >> PRECISION; // clamped to a byte
+      data[target++] = green >> PRECISION;
+      data[target++] = blue >> PRECISION;
+    }
+  }
+}
+
+/** Reads an image, and resizes its columns: red, green and blue of `down.length` rows. */
+function columns(image, down) {
+  const row = image.width * CHANNELS;
+  const sums = new Int32Array(down.length * row).fill(HALF);
+  for (const { top, strip } of strips(image)) {
+    const bottom = top + strip.length / (4 * image.width);
+    down.forEach(({ first, taken }, place) => {
+      for (let y = Math.max(first, top); y < Math.min(first + taken.length, bottom); y++) {
+        let source = (y - top) * image.width * 4;
+        for (let target = place * row; target < (place + 1) * row; source += 4) {
+          for (let channel = 0; channel < CHANNELS; channel++) sums[target++] += strip[source + channel] * taken[y - first];
+        }
+      }
+    });
+  }
+  return Uint8ClampedArray.from(sums, (sum) => sum >> PRECISION);
 }
 
 const HALF = 2 ** (PRECISION - 1); // to round
