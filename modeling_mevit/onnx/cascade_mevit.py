@@ -25,14 +25,16 @@ B images, E exits, L labels, N tokens of width d, H heads.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -190,7 +192,8 @@ class OnnxRuntimeGraph(RunnableGraph):
     ):
         import onnxruntime  # here, since not every machine has it that runs a cascade
 
-        self.session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+        with large_blocks_apart():
+            self.session = onnxruntime.InferenceSession(str(file), options, providers=list(providers))
         self.inputs, self.outputs = (
             {one.name: one.shape for one in ports} for ports in (self.session.get_inputs(), self.session.get_outputs())
         )
@@ -1033,6 +1036,31 @@ def openvino_precisions() -> list[str]:
 def _openvino(precision: str | None, threads: int) -> Callable[[Path], RunnableGraph]:
     """What opens graphs in OpenVINO."""
     return lambda file: OpenVINOGraph(file, precision, threads)
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+LARGE_BLOCK = 2**20  # bytes
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Where the C library is glibc, it takes large blocks straight from the system meanwhile, and gives them back.
+
+    A session that opens holds its weights several times, one after the other. In glibc's heap it is chance which of
+    the freed ones go back to the system: a process then holds up to 0.6 of the weights more. Afterwards the heap takes
+    blocks of up to 32 MiB, the most that glibc comes to by itself once a program has freed such blocks.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or none that can be asked
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, 2**25)
+        mallopt(M_TRIM_THRESHOLD, 2**26)
 
 
 _allocator_is_shared = False

@@ -3,6 +3,7 @@
 """The runtime that needs numpy and onnxruntime alone."""
 
 import ast
+import ctypes
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from transformers import AutoImageProcessor
 
 from modeling_mevit import MEViTConfig
 from modeling_mevit.onnx import cascade_mevit
-from modeling_mevit.onnx.cascade_mevit import Cascade, read_image, read_labels, read_stages
+from modeling_mevit.onnx.cascade_mevit import Cascade, large_blocks_apart, read_image, read_labels, read_stages
 from tests.helpers.exports import run_in_parts
 from tests.helpers.models import TINY
 
@@ -59,6 +60,44 @@ def test_keeps_to_the_syntax_of_python_3_8():
     tree = ast.parse(source, feature_version=(3, 8))
     # `X | None` and `list[int]` are annotations only, which then are not evaluated
     assert any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+
+
+class MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")]
+    _fields_ += [(f"other_{number}", ctypes.c_size_t) for number in range(5)]
+
+
+def test_while_a_session_opens_large_blocks_are_apart_from_the_heap():
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("needs glibc 2.33 or newer")
+    library.mallinfo2.restype = MallInfo
+    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    library.free.argtypes = [ctypes.c_void_p]
+
+    def is_apart(size: int) -> bool:
+        before = library.mallinfo2().hblkhd
+        block = library.malloc(size)
+        taken = library.mallinfo2().hblkhd - before
+        library.free(block)
+        return taken >= size
+
+    with large_blocks_apart():
+        assert is_apart(2**21) and not is_apart(2**16)
+    assert not is_apart(2**21)
+    with pytest.raises(RuntimeError), large_blocks_apart():
+        raise RuntimeError
+    assert not is_apart(2**21)
+
+
+def test_without_glibc_a_session_opens_too(exported, images, monkeypatch):
+    def no_library(name):
+        raise TypeError("no name was given, as Windows says")
+
+    monkeypatch.setattr(cascade_mevit.ctypes, "CDLL", no_library)
+    assert len(Cascade(exported)(images.numpy()).exit_layer) == 8
 
 
 def test_reads_images_as_the_image_processor_does(exported, image_file):
