@@ -139,14 +139,15 @@ def watch(
     for place, step in enumerate(steps):
         drawn = rng.integers(len(step.lost), size=length)
         audited = np.flatnonzero(monitor.draw(length))
-        for position in audited.tolist():
-            differs = int(step.differs[drawn[position]])
-            monitor.update(early=[differs], full=[0])
-            if monitor.alarm:
-                alarm = seen + position + 1
-                cost = (lost + int(step.lost[drawn[: position + 1]].sum())) / alarm
-                found = {"alarm": alarm, "audited": monitor.counts["audited"], "step": place}
-                return {**found, "cost": cost, "largest": max(largest, cost)}
+        before = monitor.counts["audited"]
+        differs = step.differs[drawn[audited]].astype(np.int64)
+        monitor.update(early=differs, full=np.zeros_like(differs))
+        if (tested := monitor.disagreement.alarm_at) is not None:
+            position = int(audited[tested - before - 1])
+            alarm = seen + position + 1
+            cost = (lost + int(step.lost[drawn[: position + 1]].sum())) / alarm
+            found = {"alarm": alarm, "audited": tested, "step": place}
+            return {**found, "cost": cost, "largest": max(largest, cost)}
         lost += int(step.lost[drawn].sum())
         seen += length
         largest = max(largest, lost / seen)
