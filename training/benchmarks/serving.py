@@ -72,6 +72,9 @@ class ServingBenchmarkArguments:
     clients: int = field(default=32, metadata={"help": "That ask at the same time."})
     seconds: float = field(default=60.0, metadata={"help": "Of each closed loop, after a tenth of it that warms up."})
     kill_every: float = field(default=10.0, metadata={"help": "Seconds between two killed replicas."})
+    audit: float | None = field(
+        default=None, metadata={"help": "Share of the images to audit, in scoring once more and a service more."}
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for the results."})
 
     def __post_init__(self):
@@ -120,13 +123,22 @@ def plain_loop(export: str, files: Sequence[Path], batch_size: int, output: Path
 
 
 def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str, Any]:
-    """Scoring beside a plain loop, in turn: loop, score, loop."""
+    """Scoring beside a plain loop, in turn: loop, score, loop; and with an audit, score again."""
     files = gather_images(work / "scored", arguments.images, arguments.count)
     loops = [plain_loop(arguments.export, files, arguments.batch_size, work / "loop.json")]
     report = score(arguments.export, str(work / "scored"), str(work / "scores"), batch_size=arguments.batch_size)
     loops.append(plain_loop(arguments.export, files, arguments.batch_size, work / "loop.json"))
     of_loop = {path: (label, layer) for path, label, _, layer, _ in json.loads((work / "loop.json").read_text())}
     rows = pq.read_table(work / "scores").to_pylist()
+    audited = None
+    if arguments.audit:
+        audited = score(
+            arguments.export,
+            str(work / "scored"),
+            str(work / "audited"),
+            batch_size=arguments.batch_size,
+            audit=arguments.audit,
+        )
     return {
         "images": len(files),
         "image_bytes": float(np.mean([file.stat().st_size for file in files])),
@@ -137,6 +149,7 @@ def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str,
         "seconds_with_starting_ray": report.seconds,
         "other_answers": sum(of_loop[row["path"]] != (row["label"], row["exit_layer"]) for row in rows),
         "sentence": str(report),
+        "audited": audited and {"images_per_second": audited.images_per_second, "sentence": str(audited)},
     }
 
 
@@ -169,15 +182,16 @@ def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict
     plain = shutil.copytree(arguments.export, work / "plain")
     config = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps({**config, "early_exit": False}))
-    ways: list[tuple[str, str, list[int], bool]] = [
-        ("plain ViT", str(plain), [], False),
-    ]
+    ways: list[tuple[str, str, list[int], bool, float | None]] = [("plain ViT", str(plain), [], False, None)]
     for cuts in ([], arguments.cuts) if arguments.cuts else ([],):
         name = "cascade in segments" if cuts else "cascade"
-        ways += [(name, arguments.export, cuts, False), (f"{name}, replicas killed", arguments.export, cuts, True)]
+        ways += [(name, arguments.export, cuts, False, None)]
+        ways += [(f"{name}, replicas killed", arguments.export, cuts, True, None)]
+    if arguments.audit:
+        ways += [(f"cascade, {arguments.audit:.0%} audited", arguments.export, [], False, arguments.audit)]
     rows = []
-    for name, export, cuts, kills in ways:
-        with running_service(export, cuts) as url, killing(arguments.kill_every if kills else None) as killed:
+    for name, export, cuts, kills, audit in ways:
+        with running_service(export, cuts, audit) as url, killing(arguments.kill_every if kills else None) as killed:
             asked = run_clients(url, work / "asked", arguments)
         rows.append(
             {"name": name, "segments": cuts, "killed": len(killed), **asked, "per_core": asked["per_second"] / CORES}
@@ -268,9 +282,10 @@ def measure_states(arguments: ServingBenchmarkArguments, work: Path) -> list[dic
 
 
 @contextmanager
-def running_service(export: str, cuts: list[int]) -> Iterator[str]:
+def running_service(export: str, cuts: list[int], audit: float | None = None) -> Iterator[str]:
     """Serves from this process; clients have another one. Gives the address."""
-    with serving(Service(export, segments=cuts, port=0)) as service, in_thread(service.server, service.run):
+    asked = Service(export, segments=cuts, port=0, audit=audit)
+    with serving(asked) as service, in_thread(service.server, service.run):
         yield service.url
 
 
@@ -350,6 +365,8 @@ def tables(results: dict[str, Any]) -> str:
             f"{one['overhead']:.1%}; {one['other_answers']} of {one['images']} answers differ.",
             one["sentence"],
         ]
+        if audited := one.get("audited"):
+            lines += [f"With an audit {audited['images_per_second']:.1f} a second. {audited['sentence']}"]
     if one := results.get("memory"):
         tenths = ", ".join(f"{value:.0f}" for value in one["peak_mib_by_tenth"])
         lines += ["", f"Memory over {one['images']:,} images, MiB in each tenth of the time: {tenths}"]

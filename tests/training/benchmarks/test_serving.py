@@ -89,6 +89,7 @@ def test_tables_tell_what_was_measured():
             "overhead": 0.0408,
             "other_answers": 1,
             "sentence": "Scored 1,000 images.",
+            "audited": {"images_per_second": 47.25, "sentence": "Audited 50 images."},
         },
         "memory": {"images": 20_000, "peak_mib_by_tenth": [700.2, 701.0]},
         "serve": [{**row, "refused": 3}],
@@ -96,6 +97,7 @@ def test_tables_tell_what_was_measured():
     }
     text = serving.tables(results)
     assert "49.0 images a second while its actors run (24.5 per core), plain loop 50.0, 52.0: overhead 4.1%" in text
+    assert "With an audit 47.2 a second. Audited 50 images." in text
     assert "Memory over 20,000 images, MiB in each tenth of the time: 700, 701" in text
     assert "| cascade [6] | 20.0 | 1500 | 2000 | 3 | 1 | 0 | 2 |" in text and "| 6 | 100 | 25.1% | 25.1 |" in text
     assert "Not answered: 1 × no answer within 30 s." in text
