@@ -111,7 +111,7 @@ def plain_loop(export: str, files: Sequence[Path], batch_size: int, output: Path
     What it writes: path, label, probability, exit layer and score of each image.
     """
     scorer = CascadeScorer(export, threads=os.cpu_count() or 1)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     began = time.perf_counter()
     for start in range(0, len(files), batch_size):
         batch = files[start : start + batch_size]
