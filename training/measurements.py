@@ -24,11 +24,12 @@ from compare_runs import correct_predictions, paired_interval
 from modeling_mevit import DataSource, ImageClassificationDataset, MEViTConfig, MEViTForImageClassification
 from modeling_mevit.checkpoint import load_image_processor
 from modeling_mevit.data.datasets import load_splits
+from modeling_mevit.data.identity import select_independent
 from modeling_mevit.data.image_processing import denormalize, evaluation_transform
 from modeling_mevit.early_exit.calibration import best_within_cost, shared_thresholds
 from modeling_mevit.early_exit.cost import relative_cost, static_exit_costs
 from modeling_mevit.early_exit.evaluation import class_changes
-from modeling_mevit.early_exit.predictions import predict_exits
+from modeling_mevit.early_exit.predictions import ExitPredictions, predict_exits
 from modeling_mevit.reports.attention import cls_attention, similarity_to_last
 from modeling_mevit.reports.figures import attention_maps
 from run_results import write_predictions
@@ -77,6 +78,17 @@ def images_of(source: DataSource, directory: Path) -> ImageClassificationDataset
     """Images as the model of a run sees them."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     return source.load(config.label2id, load_image_processor(str(directory)))
+
+
+def independent_predictions(
+    model: MEViTForImageClassification, directory: Path, source: DataSource
+) -> tuple[ExitPredictions, ExitPredictions]:
+    """What every exit of a run's model predicts: on images that can calibrate it, each once and none that it was
+    trained on, and on all of the source."""
+    images = images_of(source, directory)
+    kept, _, _ = select_independent(images.image_hashes, model.config.training_images)
+    predictions = predict_exits(model, images)
+    return predictions.select(np.array(kept)), predictions
 
 
 def held_out_images(data: DataArguments, directory: Path) -> ImageClassificationDataset:

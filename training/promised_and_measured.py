@@ -19,13 +19,12 @@ import numpy as np
 from transformers import HfArgumentParser
 
 from compare_runs import mean_and_std
-from measurements import images_of, load
+from measurements import images_of, independent_predictions, load
 from modeling_mevit import CalibrationTarget, DataSource, MEViTConfig
 from modeling_mevit.data.datasets import HALVES
-from modeling_mevit.data.identity import select_independent
 from modeling_mevit.early_exit.calibration import calibrate_predictions
 from modeling_mevit.early_exit.evaluation import classifier_accuracy
-from modeling_mevit.early_exit.predictions import ExitPredictions, OperatingPoint, predict_exits
+from modeling_mevit.early_exit.predictions import ExitPredictions, OperatingPoint
 from modeling_mevit.exit_policy_mevit import EXIT_POLICIES
 from modeling_mevit.reports.environment import environment_info
 from modeling_mevit.reports.tables import markdown_table
@@ -117,10 +116,7 @@ def pairs_of(run: Path, plain: Path, data: str, calibrate_on: str | None) -> lis
 
     def seen(split: str, half: str | None = None) -> tuple[ExitPredictions, ExitPredictions]:
         """Predictions on images that can calibrate, and on all of them."""
-        images = images_of(DataSource(data, split, half), run)
-        kept, _, _ = select_independent(images.image_hashes, model.config.training_images)
-        predictions = predict_exits(model, images)
-        return predictions.select(np.array(kept)), predictions
+        return independent_predictions(model, run, DataSource(data, split, half))
 
     def plain_accuracy(half: str | None) -> float:
         return classifier_accuracy(plain_model, images_of(DataSource(data, "test", half), plain))

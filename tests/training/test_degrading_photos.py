@@ -62,6 +62,27 @@ def test_a_stream_is_watched_until_the_alarm():
     assert calm["alarm"] is None and calm["cost"] == 0 and 1800 < calm["audited"] < 2200
 
 
+def test_labels_tell_a_drop_that_the_disagreement_hides():
+    """Where many images disagree anyway, harm comes in the place of corrections."""
+    point = {**CALIBRATION["operating_point"], "disagreements": 60}
+    target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95, bound="difference").to_dict()
+    calibration = {"target": target, "operating_point": point}
+    steps = [step("clean", 0.2, 0.0), step("worse", 0.2, 0.1)]
+    unlabelled, labelled = (
+        watch(steps, calibration, 0.1, 20_000, np.random.default_rng(0), given) for given in (False, True)
+    )
+    assert unlabelled["alarm"] is None and unlabelled["cost"] == pytest.approx(0.05, rel=0.1)
+    assert labelled["step"] == 1 and 10_000 < labelled["alarm"] < 13_000
+
+
+def test_answers_are_as_a_step_has_them():
+    found = Step("any", np.array([False, True, True, True]), np.array([0, 1, -1, 0]), 0.5, 0.5)
+    early, full, labels = degrading_photos.answers_of(found, np.array([3, 2, 1, 0, 1]))
+    assert (early != full).tolist() == [True, True, True, False, True]
+    assert (full == labels)[:3].tolist() == [False, False, True]
+    assert (early == labels)[:3].tolist() == [False, True, False]
+
+
 def test_alarms_are_summed_up():
     steps = [step("clean", 0.0, 0.0), step("worse", 0.2, 0.1)]
     found = [
@@ -79,7 +100,8 @@ def test_alarms_are_summed_up():
 def test_a_run_is_calibrated_and_watched(finished, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(degrading_photos, "TARGETS", (CalibrationTarget(max_disagreement=0.5),))
     output = tmp_path / "degrading.json"
-    options = ["--run", str(finished[0]), "--data", str(folder), "--images", "3000", "--streams", "3"]
+    options = ["--run", str(finished[0]), "--data", str(folder), "--half", "first"]
+    options += ["--images", "3000", "--streams", "3"]
     results = degrading_photos.main([*options, "--audits", "0.5", "--output", str(output)])
     assert json.loads(output.read_text()) == results
     (of_target,) = results["targets"]

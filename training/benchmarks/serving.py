@@ -45,6 +45,7 @@ from modeling_mevit.scale.front import Front
 from modeling_mevit.scale.metrics import Metrics
 from modeling_mevit.scale.outcomes import Answer
 from modeling_mevit.scale.requests import Limits
+from modeling_mevit.scale.results import ScoringReport
 from modeling_mevit.scale.score import MOST_ROWS, score
 from modeling_mevit.scale.scorers import CascadeScorer
 from modeling_mevit.scale.serve import Service, serving
@@ -148,9 +149,14 @@ def measure_score(arguments: ServingBenchmarkArguments, work: Path) -> dict[str,
         "overhead": median(loops) / report.images_per_second - 1,
         "seconds_with_starting_ray": report.seconds,
         "other_answers": sum(of_loop[row["path"]] != (row["label"], row["exit_layer"]) for row in rows),
-        "sentence": str(report),
-        "audited": audited and {"images_per_second": audited.images_per_second, "sentence": str(audited)},
+        "sentence": sentence(report, work),
+        "audited": audited and {"images_per_second": audited.images_per_second, "sentence": sentence(audited, work)},
     }
+
+
+def sentence(report: ScoringReport, work: Path) -> str:
+    """What a job says at its end, without the name of the temporary directory."""
+    return str(report).replace(f"{work}/", "")
 
 
 def measure_memory(arguments: ServingBenchmarkArguments, work: Path) -> dict[str, Any]:
@@ -173,7 +179,7 @@ def measure_memory(arguments: ServingBenchmarkArguments, work: Path) -> dict[str
         ended.set()
         thread.join()
     tenths = [max(part) for part in np.array_split(np.array(samples), 10) if len(part)]
-    return {"images": report.summary.images, "peak_mib_by_tenth": tenths, "sentence": str(report)}
+    return {"images": report.summary.images, "peak_mib_by_tenth": tenths, "sentence": sentence(report, work)}
 
 
 def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict[str, Any]]:
