@@ -9,7 +9,8 @@ stream of images is drawn from the other half, at random with replacement: a six
 each more blurred, or darker, than the one before. A share of them is audited, without labels; where a drop of accuracy
 was promised, also with them, as if they came at once. What is told of the alarm: how far in the stream it comes, and
 what early exit had lost until then, in truth: images harmed less images corrected, as a share of all images of the
-stream so far. In time is an alarm before that share has reached 1 %.
+stream so far. In time is an alarm before that share has reached 1 %, which is looked at after each sixth of the stream
+and at the alarm.
 
 The images that are watched choose nothing: neither thresholds nor limits, nor the strength of a step.
 """

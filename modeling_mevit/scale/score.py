@@ -54,7 +54,7 @@ from .sources import Content, Contents, list_images
 
 
 MOST_ROWS = 2048  # of a block, which is a file of the results
-BLOCKS_PER_ACTOR = 6  # at least, so that all end at about the same time; handing one out takes Ray some 10 ms
+BLOCKS_PER_ACTOR = 6  # about, so that all end at about the same time; handing one out takes Ray some 10 ms
 ATTEMPTS = 3  # at a block whose actor dies
 PIECES = 16  # that such a block is then cut into
 

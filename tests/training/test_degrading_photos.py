@@ -8,6 +8,7 @@ from PIL import Image
 
 import degrading_photos
 from degrading_photos import Step, blur, darken, summary, watch
+from measurements import independent_predictions
 from modeling_mevit import CalibrationTarget
 from modeling_mevit.early_exit.predictions import ExitPredictions
 from tests.helpers.images import noise
@@ -63,7 +64,7 @@ def test_a_stream_is_watched_until_the_alarm():
 
 
 def test_labels_tell_a_drop_that_the_disagreement_hides():
-    """Where many images disagree anyway, harm comes in the place of corrections."""
+    """Where many images disagree anyway, and harm comes in the place of disagreements that lose nothing."""
     point = {**CALIBRATION["operating_point"], "disagreements": 60}
     target = CalibrationTarget(max_accuracy_drop=0.01, confidence=0.95, bound="difference").to_dict()
     calibration = {"target": target, "operating_point": point}
@@ -98,13 +99,29 @@ def test_alarms_are_summed_up():
 
 @pytest.mark.slow
 def test_a_run_is_calibrated_and_watched(finished, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(degrading_photos, "TARGETS", (CalibrationTarget(max_disagreement=0.5),))
+    targets = (CalibrationTarget(max_disagreement=0.5), CalibrationTarget(max_accuracy_drop=0.5))
+    monkeypatch.setattr(degrading_photos, "TARGETS", targets)
+    sources = []
+
+    def spied(model, directory, source):
+        sources.append(source)
+        return independent_predictions(model, directory, source)
+
+    monkeypatch.setattr(degrading_photos, "independent_predictions", spied)
     output = tmp_path / "degrading.json"
     options = ["--run", str(finished[0]), "--data", str(folder), "--half", "first"]
     options += ["--images", "3000", "--streams", "3"]
     results = degrading_photos.main([*options, "--audits", "0.5", "--output", str(output)])
     assert json.loads(output.read_text()) == results
-    (of_target,) = results["targets"]
+    assert [source.half for source in sources] == ["second"]  # what calibrates is not watched
+    of_target, of_drop = results["targets"]
+    assert [row["labelled"] for row in of_drop["alarms"]] == [False, True] * 2
     assert len(of_target["steps"]) == 11 and [row["change"] for row in of_target["alarms"]] == ["blurred", "darkened"]
     assert of_target["limit"] == 0.5 and of_target["allowed"] == "was aimed at, but not promised"
-    assert "| blurred 0.04 |" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "| blurred 0.04 |" in out and "| 50%, labelled |" in out
+
+
+def test_an_unknown_half_is_named():
+    with pytest.raises(ValueError, match="half must be 'first' or 'second', got 'third'"):
+        degrading_photos.DegradingArguments(run="run", data="data", half="third")

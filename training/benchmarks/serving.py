@@ -2,14 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scoring and serving an exported cascade on this machine, beside a plain loop over it and beside the plain ViT.
 
-    python training/benchmarks/serving.py --export runs/demo-web [--segments 4,5] [--output serving.json]
+    python training/benchmarks/serving.py --export runs/demo-web [--segments 4,5] [--audit 0.05] [--output FILE]
 
 - `score`: images a second of `mevit score` while its actors run, beside one process that reads, scores and writes
-  batch after batch.
+  batch after batch; with `--audit`, once more with an audit.
 - `memory`: of all processes of `mevit score`, while it scores many more images.
 - `serve`: a closed loop of clients, each of which asks anew once it has its answer, on the loopback address: answers a
   second, median and 99th percentile of their latency; the same for the plain ViT, which is the cascade run to its end
-  without asking an exit, served in the same way; and the same while a replica is killed every few seconds.
+  without asking an exit, served in the same way; the same while a replica is killed every few seconds; and, with
+  `--audit`, with an audit.
 - `states`: the bytes that an image's state takes from one segment to the next, and the share of images that go on.
 - `front`: the same closed loop on the process that speaks HTTP, without a model: what it answers at most.
 
@@ -183,7 +184,8 @@ def measure_memory(arguments: ServingBenchmarkArguments, work: Path) -> dict[str
 
 
 def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict[str, Any]]:
-    """Closed loops on the cascade whole and cut, on the plain ViT, and on a service whose replicas are killed."""
+    """Closed loops on the cascade whole and cut, on the plain ViT, on services whose replicas are killed, and on one
+    that audits."""
     gather_images(work / "asked", arguments.images, min(arguments.count, 500))
     plain = shutil.copytree(arguments.export, work / "plain")
     config = json.loads((plain / "config.json").read_text())
@@ -194,7 +196,7 @@ def measure_serve(arguments: ServingBenchmarkArguments, work: Path) -> list[dict
         ways += [(name, arguments.export, cuts, False, None)]
         ways += [(f"{name}, replicas killed", arguments.export, cuts, True, None)]
     if arguments.audit:
-        ways += [(f"cascade, {arguments.audit:.0%} audited", arguments.export, [], False, arguments.audit)]
+        ways += [(f"cascade, {100 * arguments.audit:g}% audited", arguments.export, [], False, arguments.audit)]
     rows = []
     for name, export, cuts, kills, audit in ways:
         with running_service(export, cuts, audit) as url, killing(arguments.kill_every if kills else None) as killed:
@@ -231,7 +233,7 @@ def measure_front(arguments: ServingBenchmarkArguments, work: Path) -> dict[str,
 def growth(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """What so many machines of the measured kind do, on paper: rates grow as their number does, since no machine waits
     for another, and with them what the one process has to do that lists images or speaks HTTP, and what crosses the
-    network. Of scoring, and of serving with each way to cut the cascade; only of what was measured."""
+    network. Of scoring, and of serving in each way but with replicas killed; only of what was measured."""
     rows: dict[str, list[dict[str, Any]]] = {"scoring": [], "serving": []}
     score_part, states = results.get("score"), results.get("states", [])
     for machines in MACHINES:

@@ -102,9 +102,9 @@ def test_scores_a_folder_and_then_what_is_missing(local_ray, mevit, spread, nois
 def test_a_killed_job_is_finished_by_the_next(local_ray, spread, noises, tmp_path):
     folder, output = tmp_path / "many", tmp_path / "scores"
     folder.mkdir()
-    for number in range(800):
+    for number in range(1500):
         os.link(noises / "0" / "000.png", folder / f"{number:04}.png")
-    # a block is a file: those of one batch end soon after another
+    # a block is a file; small batches make it last long enough for the job to be killed in the next one
     command = [sys.executable, "-m", "modeling_mevit", "score", spread, folder, output]
     command += ["--batch-size", 2, "--actors", 1]
     job = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -116,9 +116,9 @@ def test_a_killed_job_is_finished_by_the_next(local_ray, spread, noises, tmp_pat
     _wait_for_the_end_of_writers(output)
     done = {file: file.stat().st_mtime_ns for file in output.glob("part-*")}
     scored = sum(len(pq.read_table(file)) for file in done)
-    assert 0 < scored < 800
+    assert 0 < scored < 1500
     report = score(str(spread), str(folder), str(output), actors=1)
-    assert (report.before, report.summary.images, len(rows_of(output))) == (scored, 800 - scored, 800)
+    assert (report.before, report.summary.images, len(rows_of(output))) == (scored, 1500 - scored, 1500)
     assert {file: file.stat().st_mtime_ns for file in done} == done
     assert all(file.name.startswith("part-") for file in output.iterdir())
 
@@ -128,7 +128,7 @@ def _wait_for_the_end_of_writers(output: Path) -> None:
     before = None
     while (files := sorted(output.iterdir())) != before:
         before = files
-        time.sleep(1)
+        time.sleep(2)
 
 
 def test_parquet_with_images_and_a_checkpoint(

@@ -5,6 +5,7 @@
 import asyncio
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from modeling_mevit.scale.front import Front
 from modeling_mevit.scale.metrics import Metrics
 from modeling_mevit.scale.outcomes import Answer, Failed
 from modeling_mevit.scale.requests import Limits
+from modeling_mevit.scale.results import ScoringReport, Summary
 from tests.helpers.http_answers import running
 
 
@@ -101,6 +103,11 @@ def test_tables_tell_what_was_measured():
     assert "Memory over 20,000 images, MiB in each tenth of the time: 700, 701" in text
     assert "| cascade [6] | 20.0 | 1500 | 2000 | 3 | 1 | 0 | 2 |" in text and "| 6 | 100 | 25.1% | 25.1 |" in text
     assert "Not answered: 1 × no answer within 30 s." in text
+
+
+def test_a_sentence_names_no_temporary_directory():
+    report = ScoringReport("photos", "/tmp/a1/scores", Summary(), 3, 1.0, 0.0, {6: 1.0}, None)
+    assert serving.sentence(report, Path("/tmp/a1")) == "All 3 images of photos are in scores already."
 
 
 def test_growth_is_arithmetic_on_what_was_measured():
