@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from .._extras import extras_named
 from ..early_exit.monitoring import PromiseMonitor
 from ..hub import is_export, locate
 
+
+if TYPE_CHECKING:
+    from ..configuration_mevit import MEViTConfig
 
 NOT_A_NUMBER = "the model's result is not a number"
 
@@ -172,9 +175,7 @@ def promise_monitor(
     if is_export(checkpoint):
         content = read_json(Path(checkpoint), "config.json")
     else:
-        from ..configuration_mevit import MEViTConfig
-
-        content = MEViTConfig.from_pretrained(locate(checkpoint)).to_dict()
+        content = checkpoint_config(checkpoint).to_dict()
     if content.get("early_exit") is not True:
         raise ValueError(
             f"--audit compares early exit with the full run, and must be left out where early exit is off, as it is "
@@ -198,18 +199,33 @@ def exit_costs(checkpoint: str) -> dict[int, float]:
         from ..onnx.cascade_mevit import read_stages
 
         return {stage["exit_layer"]: stage["cost"] for stage in read_stages(Path(checkpoint))}
-    from ..configuration_mevit import MEViTConfig
     from ..early_exit.cost import dynamic_exit_costs
 
-    return dynamic_exit_costs(MEViTConfig.from_pretrained(locate(checkpoint)))
+    return dynamic_exit_costs(checkpoint_config(checkpoint))
+
+
+def checkpoint_config(checkpoint: str) -> "MEViTConfig":
+    """The config of a checkpoint, by which a wrong one is known before any process starts.
+
+    Raises:
+        ValueError: where it has none, or holds another kind of model.
+    """
+    from transformers import AutoConfig
+
+    from ..configuration_mevit import MEViTConfig
+
+    if Path(checkpoint).is_dir() and not Path(checkpoint, "config.json").is_file():
+        raise ValueError(f"{checkpoint} must hold a MEViT checkpoint or an export; it has no config.json.")
+    config = AutoConfig.from_pretrained(locate(checkpoint), trust_remote_code=False)
+    if not isinstance(config, MEViTConfig):
+        raise ValueError(f"{checkpoint} must hold a MEViT checkpoint or an export; it holds a {config.model_type}.")
+    return config
 
 
 def model_digest(checkpoint: str) -> str:
     """Digest of all that decides what a checkpoint or an export says of images; of a Hub name, its revision."""
     if not Path(checkpoint).is_dir():
-        from ..configuration_mevit import MEViTConfig
-
-        config = MEViTConfig.from_pretrained(locate(checkpoint))
+        config = checkpoint_config(checkpoint)
         return hashlib.sha256(f"{checkpoint} {config._commit_hash}".encode()).hexdigest()[:16]
     digest = hashlib.sha256()
     kinds = ("*.onnx",) if is_export(checkpoint) else ("*.safetensors",)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import ViTConfig
 
 from modeling_mevit.early_exit.monitoring import PromiseMonitor
 from modeling_mevit.onnx.cascade_mevit import Cascade, read_stages
@@ -340,8 +341,15 @@ def test_what_an_actor_cannot_do_ends_with_one_line(local_ray, mevit, spread, no
     assert "an actor must find 1 CPUs, 1 GPUs" in code
     code, _ = mevit("score", spread, tmp_path / "nothing", tmp_path / "out")
     assert "SOURCE must be a folder, a glob" in code and "\n" not in code
+
+
+def test_what_is_no_checkpoint_is_named_before_an_actor_starts(mevit, noises, tmp_path, monkeypatch):
+    monkeypatch.setattr("modeling_mevit.scale.score.connected", None)
     code, _ = mevit("score", noises, noises, tmp_path / "out")
-    assert code.startswith("mevit: error: ") and "\n" not in code
+    assert code == f"mevit: error: {noises} must hold a MEViT checkpoint or an export; it has no config.json."
+    ViTConfig().save_pretrained(tmp_path / "vit")
+    code, _ = mevit("score", tmp_path / "vit", noises, tmp_path / "out")
+    assert code == f"mevit: error: {tmp_path / 'vit'} must hold a MEViT checkpoint or an export; it holds a vit."
 
 
 @pytest.mark.parametrize("what", ["output", "model"])
