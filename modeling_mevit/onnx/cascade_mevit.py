@@ -554,8 +554,10 @@ class Cascade:
         else:
             open_path = _onnx_runtime(providers, threads, options)
 
+        directory = self.directory  # not self, so that graphs go as soon as the last reference to the cascade does
+
         def open_graph(file: str) -> RunnableGraph:
-            path = graph_in(self.directory, file)
+            path = graph_in(directory, file)
             try:
                 return open_path(path)
             except (ImportError, ValueError):

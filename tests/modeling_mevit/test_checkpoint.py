@@ -4,6 +4,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -42,19 +43,22 @@ def changed_model(checkpoint: Path) -> MEViTForImageClassification:
 
 @pytest.mark.parametrize("kind", ["error", "SIGKILL"])
 def test_a_save_that_stops_anywhere_leaves_whole_files(checkpoint, tmp_path, kind):
-    """In processes that are forked, and stop at the first, second, … renaming or write to the disk."""
+    """In processes of their own, which stop at the first, second, … renaming or write to the disk."""
     (checkpoint / "modeling_mevit.py").write_text("raise ImportError('an older model')\n")
     (checkpoint / "README.md").unlink(missing_ok=True)
+    # forked from a process that has done nothing but import, and so has no threads
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
     model, before = changed_model(checkpoint), contents(checkpoint)
     whole = shutil.copytree(checkpoint, tmp_path / "whole" / "checkpoint")
     save_calibrated(model, str(whole), whole)
     after, states = contents(whole), []
     for step in range(100):
         copy = shutil.copytree(checkpoint, tmp_path / str(step) / "checkpoint")
-        process = os.fork()
-        if not process:
-            _save_and_stop(model, copy, step, kind)
-        status = os.waitpid(process, 0)[1]
+        process = processes.Process(target=_save_and_stop, args=(copy, step, kind))
+        process.start()
+        process.join(timeout=60)
+        assert process.exitcode is not None
         left = contents(copy)
         assert all(left[name] in (before.get(name), after[name]) for name in left)
         assert left.keys() >= before.keys()
@@ -66,13 +70,13 @@ def test_a_save_that_stops_anywhere_leaves_whole_files(checkpoint, tmp_path, kin
         with locked(copy):
             save_calibrated(model, str(copy), copy)
         assert contents(copy) == after and not (copy / ".cache").exists()
-        if status == 0:
+        if process.exitcode == 0:
             break
     assert states[0] == before and states[-1] == after and len(states) > 5
 
 
-def _save_and_stop(model, directory: Path, step: int, kind: str) -> None:
-    """Saves in a forked process, which never returns."""
+def _save_and_stop(directory: Path, step: int, kind: str) -> None:
+    model = changed_model(directory)
     steps = iter(range(step, -1, -1))
 
     def stopping(function):
@@ -85,13 +89,8 @@ def _save_and_stop(model, directory: Path, step: int, kind: str) -> None:
 
         return stops
 
-    code = 1
-    try:
-        os.replace, os.fsync = stopping(os.replace), stopping(os.fsync)
-        save_calibrated(model, str(directory), directory)
-        code = 0
-    finally:
-        os._exit(code)
+    os.replace, os.fsync = stopping(os.replace), stopping(os.fsync)
+    save_calibrated(model, str(directory), directory)
 
 
 def test_calibrating_a_checkpoint_of_links_leaves_what_they_lead_to(mevit, checkpoint, photos, tmp_path):

@@ -4,11 +4,13 @@
 
 import ast
 import ctypes
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from modeling_mevit import MEViTConfig
+from modeling_mevit import MEViTCascade, MEViTConfig
 from modeling_mevit.onnx import cascade_mevit
 from modeling_mevit.onnx.cascade_mevit import Cascade, large_blocks_apart, read_image, read_labels, read_stages
 from tests.helpers.exports import run_in_parts
@@ -98,6 +100,19 @@ def test_without_glibc_a_session_opens_too(exported, images, monkeypatch):
 
     monkeypatch.setattr(cascade_mevit.ctypes, "CDLL", no_library)
     assert len(Cascade(exported)(images.numpy()).exit_layer) == 8
+
+
+@pytest.mark.parametrize("open_export", [Cascade, MEViTCascade.from_pretrained])
+def test_sessions_go_with_the_last_reference_to_a_cascade(exported, open_export):
+    """Not at some later garbage collection: that of a forked process would wait for threads that it does not have."""
+    gc.disable()
+    try:
+        cascade = open_export(exported)
+        graphs = [weakref.ref(graph) for stage in getattr(cascade, "cascade", cascade).stages for graph in stage]
+        del cascade
+        assert [graph() for graph in graphs] == [None] * 6
+    finally:
+        gc.enable()
 
 
 def test_reads_images_as_the_image_processor_does(exported, image_file):
