@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -141,22 +142,29 @@ def kill_replicas(name: str) -> int:
     return len(names)
 
 
+def processes_of(name: str) -> list[psutil.Process]:
+    """Those of the replicas of a segment."""
+    title = f"ServeReplica:{name}:"
+    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
+
+
 @pytest.mark.parametrize(("which", "killed"), [("whole_service", 0), ("service", 0), ("service", 1)])
 def test_replicas_killed_under_load_lose_no_request(request, which, killed, images, expected):
     service = request.getfixturevalue(which)
-    url = service.url
-    layer = service.segments[killed].rpartition("-")[2]
-    restarts = f'mevit_restarts_total{{segment="{layer}"}}'
+    url, clients = service.url, 8
+    layers = [int(name.rpartition("-")[2]) for name in service.segments]
+    reaching = [place for place, image in enumerate(expected) if killed == 0 or image[2] > layers[killed - 1]]
+    restarts = f'mevit_restarts_total{{segment="{layers[killed]}"}}'
     before = metric(url, restarts)
     kills = threading.Event()
 
     def ask(client: int):
-        """One client: asks until replicas have died, and then some."""
+        """One client: asks for images that reach the segment, until its replicas have died, and then some."""
         asked = 0
         after = 0
         while after < 3:
             after += kills.is_set()
-            place = (7 * client + asked) % len(images)
+            place = reaching[(7 * client + asked) % len(reaching)]
             reply = send(f"{url}predict", *as_form(images[place : place + 1]))
             if reply.status != 200:
                 return reply
@@ -165,22 +173,26 @@ def test_replicas_killed_under_load_lose_no_request(request, which, killed, imag
         return asked
 
     def kill() -> int:
-        """Kills the replica until it takes an image with it, for each of which another replica starts."""
-        count = 0
-        while count < 5 and metric(url, restarts) == before:
-            time.sleep(0.5)
-            count += kill_replicas(service.segments[killed])
-            time.sleep(2)  # until it is noticed
-            while send(f"{url}healthz").status != 200:
-                time.sleep(0.2)
+        """Halts the replicas until each client's image is in one of them or waits for it, and kills them."""
+        time.sleep(0.5)
+        replicas = processes_of(service.segments[killed])
+        for replica in replicas:
+            replica.suspend()
+        deadline = time.monotonic() + 60
+        waiting = 0
+        while waiting < 10 and time.monotonic() < deadline:
+            time.sleep(0.1)
+            waiting = waiting + 1 if metric(url, "mevit_queue_images") == clients else 0
+        for replica in replicas:
+            replica.kill()
         kills.set()
-        return count
+        return len(replicas)
 
-    *answered, killed_replicas = in_threads(9, lambda place: kill() if place == 8 else ask(place))
-    assert killed_replicas >= 1
+    *answered, num_killed = in_threads(clients + 1, lambda place: kill() if place == clients else ask(place))
+    assert num_killed >= 1
     assert all(isinstance(asked, int) and asked >= 3 for asked in answered), answered
     assert metric(url, "mevit_queue_images") == 0
-    assert metric(url, restarts) > before  # so that the test can fail
+    assert metric(url, restarts) > before
     assert send(f"{url}healthz").status == 200
 
 
