@@ -17,6 +17,7 @@ import check_installed  # noqa: F401 (before what it looks for)
 
 import logging
 import sys
+import timeit
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ from settings import SettingsParser, split_config
 
 
 logger = logging.getLogger(__name__)
+
+SLOW = 1.5  # times as long as in float32: not the noise of one measurement
 
 
 def settings_parser() -> SettingsParser:
@@ -155,6 +158,28 @@ def check_shared(trainer: MEViTTrainer, checkpoint: str | None) -> None:
         )
 
 
+def slowdown_of_bfloat16() -> float:
+    """How many times as long as in float32 a product of matrices takes in bfloat16 on this processor."""
+    times = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(512, 512, dtype=dtype)  # not drawn, which would change what is drawn later
+        times.append(min(timeit.repeat(lambda matrix=matrix: matrix @ matrix, number=1, repeat=3)))
+    return times[1] / times[0]
+
+
+def warn_of_slow_bfloat16(trainer: MEViTTrainer) -> None:
+    """Says so where mixed precision makes training slower: on processors without instructions for bfloat16."""
+    if trainer.args.device.type != "cpu" or trainer.accelerator.mixed_precision != "bf16":
+        return
+    slowdown = slowdown_of_bfloat16()
+    if slowdown > SLOW and trainer.is_world_process_zero():
+        logger.warning(
+            "products of matrices take %.1f times as long in bfloat16 as in float32 on this processor; "
+            "`accelerate launch --mixed_precision no` trains in float32",
+            slowdown,
+        )
+
+
 def run(prepared: Run) -> dict[str, Any] | None:
     """Trains what [`prepare`] made, evaluates it, and writes everything, or what a finished run lacks.
 
@@ -172,6 +197,7 @@ def run(prepared: Run) -> dict[str, Any] | None:
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
     else:
         remember_training_images(trainer)
+        warn_of_slow_bfloat16(trainer)
         training = trainer.train(resume_from_checkpoint=checkpoint)
         seconds = None if checkpoint else training.metrics["train_runtime"]
 

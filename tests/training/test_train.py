@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import timeit
 from importlib.metadata import version
 from pathlib import Path
 
@@ -360,8 +361,18 @@ def test_the_licence_can_be_given_later(run_again):
     assert json.loads((output / "metrics.json").read_text())["card"]["license"] == "mit"
 
 
+def test_bfloat16_is_timed_against_float32(monkeypatch):
+    times = {torch.float32: [0.2, 0.1, 0.3], torch.bfloat16: [0.9, 0.5, 0.4]}
+    monkeypatch.setattr(timeit, "repeat", lambda product, **settings: times[product().dtype])
+    state = torch.get_rng_state()
+    assert train.slowdown_of_bfloat16() == pytest.approx(4)
+    assert state.equal(torch.get_rng_state())
+
+
 @pytest.mark.slow
-def test_evaluation_is_in_the_precision_of_the_checkpoint(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("slowdown", [0.6, 60.04])
+def test_evaluation_is_in_the_precision_of_the_checkpoint(folder, tmp_path, monkeypatch, caplog, slowdown):
+    monkeypatch.setattr(train, "slowdown_of_bfloat16", lambda: slowdown)
     evaluated = []
     predict_splits = run_results.predict_splits
     monkeypatch.setattr(
@@ -372,6 +383,8 @@ def test_evaluation_is_in_the_precision_of_the_checkpoint(folder, tmp_path, monk
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # for the test alone; the arguments write it
     metrics = train.main([*command, "--bf16", "true"])
     assert metrics["recipe"]["mixed_precision"] == "bf16"
+    told = "take 60.0 times as long in bfloat16 as in float32 on this processor"
+    assert (told in caplog.text) == (slowdown > 1)
     pixel_values = torch.randn(8, 3, 16, 16)
     saved = AutoModelForImageClassification.from_pretrained(output).eval()
     with torch.no_grad():
