@@ -12,9 +12,9 @@ from tests.helpers.models import tiny_model
 
 # the models are so small that waiting for a second thread takes longer than doing without it
 torch.set_num_threads(1)
-# what a test left in a cycle may wait, as it goes, for threads that a forked process does not have
+# freeing what a test left in a reference cycle may wait for threads that a forked process does not have
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=gc.freeze)
+    os.register_at_fork(before=gc.freeze, after_in_parent=gc.unfreeze)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -81,6 +82,7 @@ def _onnx_runtime_graph(runtime: ModuleType, path: Path, threads: int) -> Any:
     return runtime.OnnxRuntimeGraph(path, options)
 
 
+@lru_cache  # a copy holds what has to live as long as the process, such as OpenVINO's core
 def _module(file: str) -> ModuleType:
     """A file of the package as a module, without the package."""
     path = Path(__file__).parents[1] / file

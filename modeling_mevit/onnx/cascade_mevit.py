@@ -554,7 +554,7 @@ class Cascade:
         else:
             open_path = _onnx_runtime(providers, threads, options)
 
-        directory = self.directory  # not self, so that graphs go as soon as the last reference to the cascade does
+        directory = self.directory  # not self: in a cycle with it, graphs would wait for the garbage collector
 
         def open_graph(file: str) -> RunnableGraph:
             path = graph_in(directory, file)

@@ -108,9 +108,10 @@ def test_sessions_go_with_the_last_reference_to_a_cascade(exported, open_export)
     gc.disable()
     try:
         cascade = open_export(exported)
-        graphs = [weakref.ref(graph) for stage in getattr(cascade, "cascade", cascade).stages for graph in stage]
-        del cascade
-        assert [graph() for graph in graphs] == [None] * 6
+        stages = getattr(cascade, "cascade", cascade).stages
+        sessions = [weakref.ref(graph.session) for stage in stages for graph in stage]
+        del cascade, stages
+        assert [session() for session in sessions] == [None] * 6
     finally:
         gc.enable()
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -142,20 +141,15 @@ def kill_replicas(name: str) -> int:
     return len(names)
 
 
-def processes_of(name: str) -> list[psutil.Process]:
-    """Those of the replicas of a segment."""
-    title = f"ServeReplica:{name}:"
-    return [one for one in psutil.process_iter(["cmdline"]) if title in " ".join(one.info["cmdline"] or ())]
-
-
 @pytest.mark.parametrize(("which", "killed"), [("whole_service", 0), ("service", 0), ("service", 1)])
 def test_replicas_killed_under_load_lose_no_request(request, which, killed, images, expected):
     service = request.getfixturevalue(which)
-    url, clients = service.url, 8
+    url = service.url
     layers = [int(name.rpartition("-")[2]) for name in service.segments]
-    reaching = [place for place, image in enumerate(expected) if killed == 0 or image[2] > layers[killed - 1]]
+    inside = f'mevit_segment_images{{segment="{layers[killed]}"}}'
     restarts = f'mevit_restarts_total{{segment="{layers[killed]}"}}'
     before = metric(url, restarts)
+    reaching = [place for place, one in enumerate(expected) if killed == 0 or one[2] > layers[killed - 1]]
     kills = threading.Event()
 
     def ask(client: int):
@@ -164,35 +158,36 @@ def test_replicas_killed_under_load_lose_no_request(request, which, killed, imag
         after = 0
         while after < 3:
             after += kills.is_set()
-            place = reaching[(7 * client + asked) % len(reaching)]
-            reply = send(f"{url}predict", *as_form(images[place : place + 1]))
+            places = [reaching[(7 * client + asked + step) % len(reaching)] for step in range(6)]
+            reply = send(f"{url}predict", *as_form([images[place] for place in places]))
             if reply.status != 200:
                 return reply
-            check(reply.content["predictions"], expected[place : place + 1])
+            check(reply.content["predictions"], [expected[place] for place in places])
             asked += 1
         return asked
 
     def kill() -> int:
-        """Halts the replicas until each client's image is in one of them or waits for it, and kills them."""
-        time.sleep(0.5)
-        replicas = processes_of(service.segments[killed])
-        for replica in replicas:
-            replica.suspend()
-        deadline = time.monotonic() + 60
-        waiting = 0
-        while waiting < 10 and time.monotonic() < deadline:
-            time.sleep(0.1)
-            waiting = waiting + 1 if metric(url, "mevit_queue_images") == clients else 0
-        for replica in replicas:
-            replica.kill()
-        kills.set()
-        return len(replicas)
+        """Kills the replicas until they take images with them, for each of which another replica starts."""
+        count = 0
+        deadline = time.monotonic() + 120
+        try:
+            while metric(url, restarts) == before and time.monotonic() < deadline:
+                time.sleep(0.1)
+                if not metric(url, inside):
+                    continue
+                count += kill_replicas(service.segments[killed])
+                time.sleep(2)  # until it is noticed
+                while send(f"{url}healthz").status != 200:
+                    time.sleep(0.2)
+        finally:
+            kills.set()
+        return count
 
-    *answered, num_killed = in_threads(clients + 1, lambda place: kill() if place == clients else ask(place))
+    *answered, num_killed = in_threads(9, lambda place: kill() if place == 8 else ask(place))
     assert num_killed >= 1
-    assert all(isinstance(asked, int) and asked >= 3 for asked in answered), answered
+    assert all(isinstance(asked, int) for asked in answered), answered
     assert metric(url, "mevit_queue_images") == 0
-    assert metric(url, restarts) > before
+    assert metric(url, restarts) > before  # so that the test can fail
     assert send(f"{url}healthz").status == 200
 
 
