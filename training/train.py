@@ -169,10 +169,10 @@ def slowdown_of_bfloat16() -> float:
 
 def warn_of_slow_bfloat16(trainer: MEViTTrainer) -> None:
     """Says so where mixed precision makes training slower: on processors without instructions for bfloat16."""
-    if trainer.args.device.type != "cpu" or trainer.accelerator.mixed_precision != "bf16":
+    is_concerned = trainer.args.device.type == "cpu" and trainer.accelerator.mixed_precision == "bf16"
+    if not is_concerned or not trainer.is_world_process_zero():
         return
-    slowdown = slowdown_of_bfloat16()
-    if slowdown > SLOW and trainer.is_world_process_zero():
+    if (slowdown := slowdown_of_bfloat16()) > SLOW:
         logger.warning(
             "products of matrices take %.1f times as long in bfloat16 as in float32 on this processor; "
             "`accelerate launch --mixed_precision no` trains in float32",

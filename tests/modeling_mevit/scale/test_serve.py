@@ -185,7 +185,7 @@ def test_replicas_killed_under_load_lose_no_request(request, which, killed, imag
 
     *answered, num_killed = in_threads(9, lambda place: kill() if place == 8 else ask(place))
     assert num_killed >= 1
-    assert all(isinstance(asked, int) for asked in answered), answered
+    assert all(isinstance(asked, int) and asked >= 3 for asked in answered), answered
     assert metric(url, "mevit_queue_images") == 0
     assert metric(url, restarts) > before  # so that the test can fail
     assert send(f"{url}healthz").status == 200
